@@ -1,0 +1,67 @@
+# Everything a developer runs. `make` alone lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+RUN := .venv/bin
+export PYTHONPATH := tests
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: .venv/.synced ## Install everything the project needs into .venv
+
+.venv/.synced: pyproject.toml uv.lock
+	@command -v uv >/dev/null || { python3 -m venv .venv && .venv/bin/pip install --quiet uv; }
+	uv=$$(command -v uv || echo .venv/bin/uv); $$uv sync --frozen --all-extras --inexact
+	@touch $@
+
+.PHONY: lint
+lint: setup ## Format check, lint, strict types, architecture contracts
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/mypy tests/cluster tests/fakes tests/demo
+	$(RUN)/lint-imports
+
+.PHONY: test
+test: setup ## All tiers: lint, unit, api, chart, node; prints how long each took
+	$(RUN)/python tests/tiers.py lint unit api chart node
+
+.PHONY: unit api chart-test node
+unit api chart-test node: setup ## One tier (chart-test for the chart's)
+	$(RUN)/python tests/tiers.py $(subst chart-test,chart,$@)
+
+.PHONY: demo
+demo: setup ## From nothing to a promoted model and two stopped ones, on a real node
+	$(RUN)/python -m demo up
+
+.PHONY: demo-down
+demo-down: setup ## Remove the demo and stop the local node
+	$(RUN)/python -m demo down
+
+.PHONY: cluster
+cluster: setup ## Start (or reuse) the local Kubernetes node; prints its kubeconfig
+	$(RUN)/python -m cluster up
+
+.PHONY: cluster-down
+cluster-down: setup ## Stop the local node
+	$(RUN)/python -m cluster down
+
+.PHONY: images
+images: setup ## Build the images and hand them to the cluster
+	$(RUN)/python -m cluster images
+
+.PHONY: crds
+crds: setup ## Generate crds/*.yaml from the models, and the chart's copies
+	$(RUN)/python -m cutover.api.crdgen crds
+	$(RUN)/python charts/sync_crds.py
+
+.PHONY: chart
+chart: crds ## Package the chart into build/
+	$$($(RUN)/python -m cluster.tools helm) package charts/cutover --destination build
+
+.PHONY: clean
+clean: ## Remove what the targets made in this folder
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
