@@ -54,7 +54,10 @@ class Stack:
         return self.kube.namespace
 
     def apply(self, manifest: str, **more: Any) -> None:
-        """Fill in a manifest of this folder and apply it; values that are not text go in as JSON."""
+        self.kube.apply(self.render(manifest, **more))
+
+    def render(self, manifest: str, **more: Any) -> str:
+        """A manifest of this folder, filled in; values that are not text go in as JSON."""
         values = {
             "NAMESPACE": self.namespace,
             "GATEWAY": GATEWAY,
@@ -64,7 +67,7 @@ class Stack:
             **{f"IMAGE_{name.upper()}": ref for name, ref in self.refs.items()},
             **{key: value if isinstance(value, str) else json.dumps(value) for key, value in more.items()},
         }
-        self.kube.apply(Template((MANIFESTS / manifest).read_text()).substitute(values))
+        return Template((MANIFESTS / manifest).read_text()).substitute(values)
 
 
 def open_stack(kubeconfig: Path, namespace: str, names: list[str] | None = None) -> Stack:

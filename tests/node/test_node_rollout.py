@@ -1,0 +1,162 @@
+"""Rollouts on the real node, with parts killed in the middle. Outcomes: where the traffic ends, what the app saw."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from demo import story
+from demo.stack import GATEWAY, Stack
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
+
+
+def quiet(_: str) -> None:
+    """Progress is printed by pytest -s anyway."""
+
+
+def candidate(stack: Stack, name: str, version: str) -> dict[str, Any]:
+    return story.candidate_at(stack, name, version)
+
+
+def seen(stack: Stack) -> dict[str, Any]:
+    time_to_answer = 3
+    stack.kube.call("driver", "/app", {"rps": 0})
+    stack.kube.wait(
+        "every request answered",
+        lambda: (s := stack.kube.call("driver", "/stats"))["answered"] + s["failed"] == s["sent"],
+        30 * time_to_answer,
+    )
+    found: dict[str, Any] = stack.kube.call("driver", "/stats")
+    return found
+
+
+def route(stack: Stack) -> dict[str, Any]:
+    import json
+
+    document: dict[str, Any] = json.loads(
+        (stack.kube.get("configmap", f"{GATEWAY}-route") or {})["data"]["route.json"]
+    )
+    return document
+
+
+def leader(stack: Stack) -> str:
+    lease = next(item for item in stack.kube.items("leases") if "operator" in item["metadata"]["name"])
+    holder: str = lease["spec"]["holderIdentity"]
+    pods = [
+        pod["metadata"]["name"] for pod in stack.kube.items("pods", "app.kubernetes.io/component=operator")
+    ]
+    return next(pod for pod in pods if holder.startswith(pod))
+
+
+def test_killing_every_part_once_changes_nothing_in_the_outcome(app: Stack) -> None:
+    killed: list[str] = []
+
+    def at_step(step: str) -> None:
+        if "weight 10" in step:
+            killed.append("operator")
+            app.kube.run("delete", "pod", leader(app), "--grace-period=0", "--force", "--wait=false")
+        elif "weight 25" in step:
+            killed.append("gateway")
+            app.kube.run("delete", "pod", f"{GATEWAY}-0", "--wait=false")
+        elif "weight 50" in step:
+            killed.append("prometheus")
+            app.kube.run(
+                "delete", "pod", "-l", "app=prometheus", "--grace-period=0", "--force", "--wait=false"
+            )
+
+    story.start_rollout(app, "kills", candidate(app, "slow-model", "kills-1"), {"engine": "external"})
+    act = story.follow_rollout(app, print, "kills", 600, at_step)
+
+    assert killed == ["operator", "gateway", "prometheus"]
+    assert (act.phase, act.weight) == ("Promoted", 100)
+    assert [step["index"] for step in act.steps] == [0, 1, 2, 3, 4], "no step skipped, none taken twice"
+    outcome = seen(app)
+    assert outcome["failed"] == 0, outcome["failures"]
+
+
+def test_a_gateway_killed_hard_costs_at_most_its_requests_in_flight(app: Stack) -> None:
+    app.kube.wait("traffic", lambda: app.kube.call("driver", "/stats")["answered"] > 50, 60)
+    app.kube.run("delete", "pod", f"{GATEWAY}-1", "--grace-period=0", "--force", "--wait=false")
+    app.kube.wait_ready(f"cutover.dev/gateway={GATEWAY}", 120, count=2)
+    outcome = seen(app)
+    assert outcome["failed"] == 0, outcome["failures"]
+    # Nothing that was answered is lost: every answer reaches the database from the spool.
+    kept = app.kube.wait(
+        "all answers kept",
+        lambda: total if (total := _kept(app)) >= outcome["answered"] else None,
+        60,
+    )
+    assert kept >= outcome["answered"]
+
+
+def _kept(stack: Stack) -> int:
+    """Rows of this app's requests in PostgreSQL since the driver's counters were reset."""
+    import json
+
+    out = stack.kube.run(
+        "exec",
+        "deploy/driver",
+        "--",
+        "python",
+        "-c",
+        "import json,os,urllib.request as u;"
+        "r=u.Request('http://cutover-assessments:8080/api/assessments?status=all&limit=1&count=true',"
+        "headers={'authorization':'Bearer '+os.environ['CUTOVER_SURVEYOR_TOKEN']});"
+        "print(u.urlopen(r).read().decode())",
+    )
+    total: int = json.loads(out)["total"]
+    return total
+
+
+def test_a_slow_candidate_is_rolled_back_and_its_reason_is_shown(app: Stack) -> None:
+    def at_step(step: str) -> None:
+        if "weight 25" in step:
+            story.behave(app, "slow-model", accuracy=0.96, latencySeconds=3.0, errorRate=0.0)
+
+    story.start_rollout(app, "slow", candidate(app, "slow-model", "slow-2"), {"engine": "external"})
+    act = story.follow_rollout(app, print, "slow", 600, at_step)
+    assert (act.phase, act.weight) == ("RolledBack", 0)
+    assert "atency" in act.reason
+    assert "RolledBack" in app.kube.run("get", "mro", "slow")
+    assert route(app)["weightBasisPoints"] == 0
+    assert seen(app)["failed"] == 0
+
+
+def test_without_prometheus_the_rollout_holds_and_says_so(app: Stack) -> None:
+    def at_step(step: str) -> None:
+        if "weight 10" not in step:
+            return
+        app.kube.run("scale", "deployment/prometheus", "--replicas=0")
+        app.kube.wait("MetricsAvailable=False", lambda: condition("MetricsAvailable") == "False", 60)
+        before = status()
+        time.sleep(10)  # an outage lasts: what is tested is that nothing moves while it does
+        after = status()
+        assert (after["step"], after["weight"]) == (before["step"], before["weight"])
+        assert after["phase"] == "Holding"
+        app.kube.run("scale", "deployment/prometheus", "--replicas=1")
+        app.kube.wait("MetricsAvailable=True", lambda: condition("MetricsAvailable") == "True", 120)
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = (app.kube.get("modelrollout", "outage") or {})["status"]
+        return found
+
+    def condition(kind: str) -> str:
+        found: str = next(c["status"] for c in status()["conditions"] if c["type"] == kind)
+        return found
+
+    story.start_rollout(app, "outage", candidate(app, "slow-model", "outage-1"), {"engine": "external"})
+    act = story.follow_rollout(app, print, "outage", 600, at_step)
+    assert (act.phase, act.weight) == ("Promoted", 100)
+    assert seen(app)["failed"] == 0
+
+
+def test_deleting_a_rollout_gives_the_traffic_back_first(app: Stack) -> None:
+    story.start_rollout(app, "gone", candidate(app, "slow-model", "gone-1"), {"engine": "external"})
+    app.kube.wait("traffic on the candidate", lambda: route(app)["weightBasisPoints"] > 0 or None, 300)
+    app.kube.run("delete", "modelrollout", "gone", "--timeout=90s")
+    left = route(app)
+    assert left["weightBasisPoints"] == 0
+    assert left.get("candidate") is None
+    assert seen(app)["failed"] == 0
