@@ -62,3 +62,14 @@ class ShadowUpdate(WireModel):
 
     id: str
     candidate: ArmAnswer
+
+
+class RecordBatch(WireModel):
+    """Body of `POST /internal/records`. Idempotent by id; records are taken before shadows.
+
+    A reply of 200 names the unfit entries, `{"refused": [{"id", "reason"}]}`: the gateway puts them aside. A 400, 413
+    or 422 means that the whole cannot be taken: the gateway halves it. Every other failure is repeated for ever.
+    """
+
+    records: list[AssessmentRecord] = Field(default_factory=list)
+    shadows: list[ShadowUpdate] = Field(default_factory=list)

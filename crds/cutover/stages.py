@@ -21,6 +21,9 @@ from cutover.api.trainingrun import (
 from cutover.route import WireModel
 from cutover.task import Task
 
+StageName = Stage | Literal["export"]
+"""The commands of the trainer; export is also the first step of prepare."""
+
 DATA_FOLDER = "data"
 """train.jsonl, validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
 EXPORT_FOLDER = "export"
@@ -70,7 +73,7 @@ class StageConfig(WireModel):
 class StageResult(WireModel):
     """How a stage ended."""
 
-    stage: Stage
+    stage: StageName
     outcome: Literal["done", "badInput", "interrupted", "failed", "budgetExceeded"]
     message: str = ""
     """One sentence with the numbers; for badInput it names the field, the value and the remedy."""
@@ -88,7 +91,7 @@ class ProgressLine(WireModel):
     """A line of a stage's log that the operator reads: {"event": "progress", ...}."""
 
     event: Literal["progress"] = "progress"
-    stage: Stage
+    stage: StageName
     step: int
     steps: int
     loss: float | None = None

@@ -71,7 +71,9 @@ class Kube(Protocol):
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None: ...
 
-    async def list(self, resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]: ...
+    async def list(
+        self, resource: Resource, namespace: str | None, label_selector: str = ""
+    ) -> list[Object]: ...
 
     async def create(self, obj: Object) -> Object:
         """Conflict when it exists."""

@@ -12,23 +12,40 @@ from pydantic import Field
 from cutover.api.base import (
     ApiModel,
     Condition,
+    Count,
     Duration,
+    Fraction,
+    Measured,
     Name,
     NodeSelector,
     Resources,
     ShortName,
     StatusModel,
     Text,
+    Timestamp,
     Toleration,
+    between,
 )
 from cutover.api.trainingrun import Family
+from cutover.contract import FIELD_OVERALL
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Engine = Literal["vllm", "tgi", "builtin", "external"]
+ENGINE_FAMILIES: dict[Engine, tuple[Family, ...]] = {
+    "builtin": ("llava", "llava_next", "blip2"),
+    "vllm": ("llava", "llava_next", "blip2"),
+    "tgi": ("llava_next",),
+    "external": ("llava", "llava_next", "blip2"),
+}
+"""Which engine serves which architecture (an external endpoint serves what it likes)."""
+
 MAP_BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 
 class TrainingRunRef(ApiModel):
+    """A TrainingRun of the same namespace; the rollout waits until it has registered its model."""
+
     name: Name
+    """Name of the TrainingRun."""
 
 
 class ModelRef(ApiModel):
@@ -37,64 +54,89 @@ class ModelRef(ApiModel):
     uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(hf|s3|gs|claim|https?)://.+")]
     """Full model, or the base when `adapterUri` is given, or the base URL of an external OpenAI-compatible endpoint."""
     version: Annotated[str, Field(min_length=1, max_length=128)]
+    """Name of this version in metrics, records and reports."""
     adapter_uri: Annotated[str, Field(max_length=2048, pattern=r"^(s3|gs|claim)://.+")] | None = None
+    """Folder of a LoRA adapter for the base at `uri`."""
     revision: Annotated[str, Field(max_length=128)] = "main"
+    """Branch, tag or commit of a Hugging Face repository."""
     family: Family = "llava"
+    """Architecture; decides which engines can serve it."""
     served_name: Annotated[str, Field(max_length=128)] = ""
     """The `model` an external endpoint expects."""
 
 
 class Candidate(ApiModel):
-    """Exactly one of the two."""
+    """The model that shall take over: exactly one of the two. It never changes; a new candidate is a new rollout."""
 
     training_run_ref: TrainingRunRef | None = None
+    """The model a TrainingRun of this namespace makes."""
     model: ModelRef | None = None
+    """Any other model."""
 
 
 class ModelCache(ApiModel):
     """Claim that keeps verified model files between pods; none means an emptyDir."""
 
     claim: Name | None = None
+    """Name of the PersistentVolumeClaim."""
 
 
 class ComputePrice(ApiModel):
     """What a candidate's answers cost: busy GPU-seconds x price."""
 
     usd_per_gpu_hour: Annotated[float, Field(ge=0, le=1000)] = 2.0
+    """Price of one GPU for an hour."""
     gpus_per_replica: Annotated[float, Field(ge=0, le=64)] = 1.0
+    """GPUs a busy replica keeps busy."""
 
 
 class Serving(ApiModel):
-    engine: Literal["vllm", "tgi", "builtin", "external"] = "vllm"
+    """How the candidate is served."""
+
+    engine: Engine = "vllm"
+    """vllm: llava, llava_next, blip2; tgi: llava_next; builtin: llava, llava_next, blip2; external: an endpoint that
+    runs already, candidate.model.uri is its base URL."""
     replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """Pods; all are warm before a weight rises."""
     image: Annotated[str, Field(max_length=512)] = ""
     """Engine image; empty means the operator's default for the engine."""
     resources: Resources = Field(default_factory=Resources)
     model_cache: ModelCache = Field(default_factory=ModelCache)
     node_selector: NodeSelector = Field(default_factory=dict)
+    """Node labels the pods need."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
+    """Taints the pods tolerate."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)] = Field(
         default_factory=list
     )
+    """Further arguments of the engine."""
     price: ComputePrice = Field(default_factory=ComputePrice)
-    start_deadline: Duration = "20m"
+    start_deadline: Annotated[Duration, between("1s", "1d")] = "20m"
     """A candidate that is not ready by then stops the rollout."""
 
 
 class Control(ApiModel):
-    """Today's answers: the model promoted before on this gateway (default), or a provider of the gateway by name."""
+    """Today's answers, what the candidate is compared with: exactly one of the two."""
 
-    promoted: bool = True
+    promoted: bool = False
+    """The model promoted before on this gateway, else the gateway's default provider."""
     provider: ShortName | None = None
+    """A provider of the gateway by name."""
 
 
 class Gate(ApiModel):
     """One limit. `bad` and `total` name counters of your own instead of a built-in metric."""
 
     name: ShortName | None = None
-    """Default: the metric in lower case, with the field."""
+    """Default: the metric in lower case, and after a dash the field in lower case, with - for _: `accuracy-damagetype`."""
     metric: Literal["accuracy", "latency", "errorRate", "cost", "satisfaction", "custom"]
-    field: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """What is judged."""
+    field: (
+        Annotated[
+            str, Field(min_length=1, max_length=54, pattern=r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$")
+        ]
+        | None
+    ) = None
     """accuracy: the answer field; none means all scored fields right."""
     limit: Annotated[float, Field(ge=0, le=1000)] | None = None
     """accuracy: least share right; latency: seconds that 95 % of answers must beat (an edge of the histogram);
@@ -102,20 +144,40 @@ class Gate(ApiModel):
     margin: Fraction | None = None
     """Allowed loss against the control."""
     role: Literal["advance", "rollback", "both"] = "both"
-    bad: Annotated[str, Field(max_length=512)] | None = None
-    total: Annotated[str, Field(max_length=512)] | None = None
+    """advance: must pass before a step is left; rollback: ends the rollout when it fails; both: both."""
+    bad: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """custom: PromQL selector of the counter of bad events."""
+    total: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """custom: PromQL selector of the counter of all events."""
+
+    @property
+    def full_name(self) -> str:
+        """The name steps, status and reports use; the API server proves it unique by the same rule."""
+        if self.name:
+            return self.name
+        field = "" if self.field in (None, FIELD_OVERALL) else f"-{self.field}"
+        return f"{self.metric}{field}".lower().replace("_", "-")
 
 
 class Step(ApiModel):
     """Either `shadow` (share of requests mirrored, no user served) or `weight` (share of users served, in percent)."""
 
     shadow: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Percent of the requests copied to the candidate; the control answers them all."""
     weight: Annotated[int, Field(ge=1, le=100)] | None = None
-    min_duration: Duration = "1h"
+    """Percent of the requests the candidate answers; rises from step to step."""
+    min_duration: Annotated[Duration, between("1s", "365d")] = "1h"
+    """Least time at this step, counted from when every gateway serves it."""
     min_requests: Annotated[int, Field(ge=0, le=100_000_000)] = 50
-    deadline: Duration | None = None
+    """Least number of the candidate's answers at this step."""
+    deadline: Annotated[Duration, between("1s", "365d")] | None = None
+    """When the step should be over; none waits for ever."""
     on_deadline: Literal["hold", "rollback"] = "hold"
-    gates: Annotated[list[ShortName], Field(max_length=32)] | None = None
+    """What happens at the deadline."""
+    gates: (
+        Annotated[list[ShortName], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"})]
+        | None
+    ) = None
     """Names of the gates that must pass to leave this step; default: in a shadow step accuracy, in a weight step
     latency, errorRate and cost, each as far as declared."""
 
@@ -125,23 +187,33 @@ class Labels(ApiModel):
 
     per_hour: Annotated[float, Field(gt=0, le=100_000)] = 60.0
     """Labels people can give; the gateway samples accordingly."""
-    deadline: Duration = "24h"
+    deadline: Annotated[Duration, between("1s", "90d")] = "24h"
     """A sampled request counts when it is this old: right, wrong, or missing (which counts against what is being proven)."""
     strata: Literal["none", "disagreement"] = "none"
+    """disagreement: sample requests where the two models differ more often."""
 
 
 class OnUnavailable(ApiModel):
-    after: Duration = "1h"
+    """What happens when there are no metrics; until then the rollout holds."""
+
+    after: Annotated[Duration, between("1s", "90d")] = "1h"
+    """How long metrics may be missing."""
     action: Literal["hold", "rollback"] = "hold"
+    """hold: the weight stays; rollback: the control answers everything."""
 
 
 class PrometheusRef(ApiModel):
-    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://")] | None = None
+    """Where the evidence comes from."""
+
+    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://.+")] | None = None
     """Must match the operator's allow list; default: the operator's own."""
 
 
 class Analysis(ApiModel):
-    interval: Duration = "30s"
+    """How the gates are judged."""
+
+    interval: Annotated[Duration, between("1s", "1h")] = "30s"
+    """Time between two looks; a breach is answered within one interval and a second."""
     risk: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Chance, over the whole rollout, of promoting a model beyond a limit, and of rolling back one within all of them."""
     prometheus: PrometheusRef = Field(default_factory=PrometheusRef)
@@ -158,10 +230,13 @@ class Fallback(ApiModel):
         tuple[Literal["error", "timeout", "invalid", "overload"], ...],
         Field(max_length=4, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = ("error", "timeout", "invalid", "overload")
+    """When it answers: the arm failed, took too long, gave no valid answer, or had no room."""
     deadline_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Time the chosen arm has before the fallback is asked."""
-    confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
-    """Answers below this confidence go to the fallback; `auto` finds the threshold that keeps the accuracy floor."""
+    confidence: Fraction | None = None
+    """Candidate answers whose confidence in the decisive field is below it go to the fallback."""
+    auto_confidence: bool = False
+    """Find the threshold that keeps the accuracy floor, instead of `confidence`."""
     reverse: bool = True
     """Once promoted, the candidate also answers for a dead control."""
 
@@ -170,18 +245,24 @@ class Request(ApiModel):
     """A one-shot order, carried out once per id."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[-._A-Za-z0-9]+$")]
+    """A new id is a new order; the same id is never carried out twice."""
     action: Literal["promote", "abort", "retry", "skip"]
+    """promote: go to the last step; abort: back to the control for good; retry: start again at the first step after a
+    rollback; skip: leave the present step."""
 
 
 class ModelRolloutSpec(ApiModel):
-    gateway_ref: Annotated[
-        ShortName, Field(description="Name of a gateway of the chart in the same namespace.")
-    ]
+    """What is wanted. The operator never writes here."""
+
+    gateway_ref: ShortName
+    """Name of a gateway of the chart in the same namespace. One rollout at a time is active on it."""
     candidate: Candidate
     serving: Serving = Field(default_factory=Serving)
-    control: Control = Field(default_factory=Control)
+    control: Control = Field(default_factory=lambda: Control(promoted=True))
     steps: Annotated[list[Step], Field(min_length=1, max_length=20)]
+    """Taken in this order: shadow steps, then weights that rise."""
     gates: Annotated[list[Gate], Field(min_length=1, max_length=32)]
+    """The limits the candidate must keep."""
     analysis: Analysis = Field(default_factory=Analysis)
     fallback: Fallback = Field(default_factory=Fallback)
     freeze: bool = False
@@ -192,6 +273,7 @@ class ModelRolloutSpec(ApiModel):
     """Take the gateway over from the rollout that is active on it."""
     request: Request | None = None
     deletion_policy: Literal["RouteToControl", "KeepPromoted"] = "RouteToControl"
+    """Where the traffic goes when this object is deleted; KeepPromoted leaves a promoted candidate serving."""
 
 
 Phase = Literal[
@@ -215,21 +297,21 @@ class GateStatus(StatusModel):
     name: Annotated[str, Field(max_length=64)]
     verdict: VerdictName
     message: Text = ""
-    value: float | None = None
+    value: Measured = None
     """Observed share or mean in the gate's own unit."""
-    limit: float | None = None
-    samples: Annotated[int, Field(ge=0)] = 0
-    log_e_pass: float | None = None
-    log_e_fail: float | None = None
+    limit: Measured = None
+    samples: Count = 0
+    log_e_pass: Measured = None
+    log_e_fail: Measured = None
 
 
 class StepRecord(StatusModel):
     """What happened at one step."""
 
-    index: Annotated[int, Field(ge=0)]
+    index: Count
     name: Annotated[str, Field(max_length=32)]
-    entered_at: Annotated[str, Field(max_length=40)]
-    left_at: Annotated[str, Field(max_length=40)] | None = None
+    entered_at: Timestamp
+    left_at: Timestamp | None = None
     outcome: Annotated[str, Field(max_length=64)] = ""
     message: Text = ""
 
@@ -238,33 +320,33 @@ class GatewayReport(StatusModel):
     """One gateway replica, as it answered last."""
 
     pod: Annotated[str, Field(max_length=253)]
-    generation: Annotated[int, Field(ge=0)]
+    generation: Count
 
 
 class LedgerRef(StatusModel):
     """The evidence checkpoint this status stands on."""
 
     name: Annotated[str, Field(max_length=253)] = ""
-    revision: Annotated[int, Field(ge=0)] = 0
+    revision: Count = 0
 
 
 class ModelRolloutStatus(StatusModel):
-    schema_version: int = 1
-    observed_generation: Annotated[int, Field(ge=0)] = 0
+    schema_version: Count = 1
+    observed_generation: Count = 0
     steps_hash: Annotated[str, Field(max_length=64)] = ""
     phase: Phase = "Pending"
     finish: Finish | None = None
-    finished_at: Annotated[str, Field(max_length=40)] | None = None
-    step: Annotated[int, Field(ge=0)] = 0
+    finished_at: Timestamp | None = None
+    step: Count = 0
     step_text: Annotated[str, Field(max_length=32)] = ""
-    step_entered_at: Annotated[str, Field(max_length=40)] | None = None
-    step_confirmed_at: Annotated[str, Field(max_length=40)] | None = None
+    step_entered_at: Timestamp | None = None
+    step_confirmed_at: Timestamp | None = None
     """Since when every gateway serves this step's route: the step's time counts from here."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
     shadow: Annotated[int, Field(ge=0, le=100)] = 0
     actual_weight: Annotated[str, Field(max_length=16)] = ""
     """Observed share of requests assigned to the candidate in this step, in percent."""
-    route_generation: Annotated[int, Field(ge=0)] = 0
+    route_generation: Count = 0
     gateways: Annotated[list[GatewayReport], Field(max_length=64)] = Field(default_factory=list)
     candidate_version: Annotated[str, Field(max_length=260)] = ""
     control_version: Annotated[str, Field(max_length=260)] = ""
@@ -277,7 +359,7 @@ class ModelRolloutStatus(StatusModel):
     )
     steps: Annotated[list[StepRecord], Field(max_length=64)] = Field(default_factory=list)
     ledger: LedgerRef | None = None
-    unavailable_since: Annotated[str, Field(max_length=40)] | None = None
+    unavailable_since: Timestamp | None = None
     handled_request: Annotated[str, Field(max_length=64)] = ""
     conditions: Annotated[
         list[Condition],

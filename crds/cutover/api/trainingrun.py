@@ -10,27 +10,33 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from cutover.api.base import (
+    MEASURED_LIMIT,
     ApiModel,
     ClaimRef,
     Condition,
+    Count,
+    Fraction,
+    LabelValue,
+    Measured,
     Name,
     NodeSelector,
+    Quantity,
     SecretKeyRef,
     ShortName,
     StatusModel,
     TaskRef,
     Text,
+    Timestamp,
     Toleration,
     Uri,
 )
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class UrlSource(ApiModel):
     """The export endpoint of the assessments service, or any URL that answers JSON lines."""
 
-    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://")]
+    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://.+")]
+    """Must match the operator's allow list."""
     secret_ref: SecretKeyRef | None = None
     """Bearer token sent as `Authorization`."""
 
@@ -39,39 +45,53 @@ class DatasetSource(ApiModel):
     """Where the rows come from: exactly one of the three."""
 
     http: UrlSource | None = None
-    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://")] | None = None
+    """A URL that answers JSON lines."""
+    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://.+")] | None = None
+    """A file of JSON lines in an object store, `s3://` or `gs://`."""
     claim: ClaimRef | None = None
+    """A file or folder of JSON lines on a claim."""
 
 
 class Split(ApiModel):
     """Shares of the groups; they add up to 1."""
 
     train: Fraction = 0.8
+    """What the weights are fitted to."""
     validation: Fraction = 0.1
+    """What the best checkpoint is chosen on."""
     test: Fraction = 0.1
+    """Held out; the evaluation uses nothing else."""
 
 
 class Augmentation(ApiModel):
     """Drawn statelessly from (seed, epoch, row) while training; the test part is never touched."""
 
     enabled: bool = True
+    """Off leaves every picture as it is."""
     rotation_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
+    """Greatest turn to either side."""
     brightness: Annotated[float, Field(ge=0, le=0.9)] = 0.15
+    """Greatest relative change of brightness."""
     contrast: Annotated[float, Field(ge=0, le=0.9)] = 0.15
+    """Greatest relative change of contrast."""
 
 
 class Quality(ApiModel):
     """What the data must be before a GPU is asked for."""
 
     min_examples: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    """Usable rows needed."""
     min_control_accuracy: Fraction = 0.85
     """How often the answers of today's model must agree with the human labels."""
     min_validated_share: Fraction = 1.0
     """Share of rows with a human label; rows without one are never trained on."""
     min_per_class: Annotated[int, Field(ge=0, le=1_000_000)] = 1
-    required_classes: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=256)] = Field(
-        default_factory=list
-    )
+    """Rows needed of each of them."""
+    required_classes: Annotated[
+        list[Annotated[str, Field(max_length=128)]],
+        Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(default_factory=list)
+    """Classes of the task's first scored field that must occur."""
     max_bad_rows_share: Fraction = 0.01
     """Unreadable rows tolerated (each is listed in the data report); above it the run is refused."""
 
@@ -80,14 +100,20 @@ class Synthetic(ApiModel):
     """Rows with made-up pictures: counted apart, never in the test part."""
 
     uri: Uri
+    """Where the rows are."""
     max_share: Fraction = 0.2
+    """Greatest share of the training part."""
 
 
 class Dataset(ApiModel):
+    """The rows, how they are parted, and what they must be."""
+
     source: DatasetSource
     limit: Annotated[int, Field(ge=1, le=10_000_000)] = 50_000
+    """Rows read at most."""
     split: Split = Field(default_factory=Split)
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
+    """Seed of the split and of the augmentation."""
     group_by: Annotated[str, Field(min_length=1, max_length=128)] = "group_id"
     """Rows sharing this key never end up in different parts."""
     augmentation: Augmentation = Field(default_factory=Augmentation)
@@ -102,84 +128,133 @@ class BaseModelRef(ApiModel):
     """The pretrained model: `hf://org/name`, `s3://`, `gs://` or `claim://claim-name/path`."""
 
     uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(hf|s3|gs|claim)://.+")]
+    """Where the weights are."""
     revision: Annotated[str, Field(max_length=128)] = "main"
+    """Branch, tag or commit of a Hugging Face repository."""
     family: Family = "llava"
+    """Architecture; decides which engines can serve the result."""
 
 
 class Lora(ApiModel):
     """LoRA (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the update."""
     alpha: Annotated[int, Field(ge=1, le=1024)] = 32
+    """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout in front of the update."""
     targets: Literal["language_model", "language_model_and_vision"] = "language_model"
+    """Which linear layers are adapted; engines serve a language-model adapter unmerged."""
 
 
 class FineTune(ApiModel):
+    """How the adapter is trained."""
+
     learning_rate: Annotated[float, Field(ge=1e-6, le=1e-2)] = 2e-4
+    """Peak learning rate."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Examples per optimizer step; what does not fit the card is accumulated."""
     epochs: Annotated[int, Field(ge=1, le=100)] = 3
+    """Passes over the training part."""
     optimizer: Literal["adamw"] = "adamw"
+    """The only one there is."""
     lora: Lora = Field(default_factory=Lora)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the card has it (A100), fp16 on an older card, fp32 on a CPU."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
+    """Seed of the initial weights, the order of examples and dropout."""
 
 
 class Tuning(ApiModel):
     """Search over the fine-tune settings."""
 
     trials: Annotated[int, Field(ge=1, le=64)] = 9
+    """Settings tried at most."""
     parallelism: Annotated[int, Field(ge=1, le=16)] = 1
+    """Trials at a time."""
     space: Annotated[
-        dict[str, Annotated[list[float], Field(min_length=1, max_length=32)]], Field(max_length=8)
+        dict[
+            str,
+            Annotated[
+                list[Annotated[float, Field(ge=-MEASURED_LIMIT, le=MEASURED_LIMIT)]],
+                Field(min_length=1, max_length=32),
+            ],
+        ],
+        Field(max_length=8),
     ] = Field(default_factory=dict)
+    """Values tried, by name of a fine-tune setting."""
     scheduler: Literal["asha", "none"] = "asha"
+    """asha stops poor trials early."""
 
 
 class EvaluationGate(ApiModel):
     """What the trained model must reach on the test part before it is registered."""
 
     metric: Literal["accuracy", "jsonValidity", "recall"] = "accuracy"
+    """accuracy and recall compare with human labels; jsonValidity: answers that fit the task's schema."""
     field: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Answer field; none means every scored field right."""
     class_: Annotated[str | None, Field(alias="class", max_length=128)] = None
     """recall: the class whose share found is gated."""
     min: Fraction
+    """Least share."""
 
 
 class Evaluation(ApiModel):
+    """What is measured on the test part after training."""
+
     gates: Annotated[list[EvaluationGate], Field(max_length=32)] = Field(default_factory=list)
+    """A model that misses one is not registered."""
     compare_with: Literal["none", "base", "control", "baseAndControl"] = "baseAndControl"
+    """Whose answers are scored beside the trained model's: the untrained base, today's model, or both."""
 
 
 class Compute(ApiModel):
+    """Where and with what the stages run."""
+
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
     """0 trains on the CPU (tests and tiny models)."""
-    gpu_product: Annotated[str, Field(max_length=63)] = "NVIDIA-A100-SXM4-80GB"
+    gpu_product: LabelValue = "NVIDIA-A100-SXM4-80GB"
     """Value of the node label `nvidia.com/gpu.product`; empty means any."""
     nodes: Annotated[int, Field(ge=1, le=16)] = 1
+    """Nodes one training spans."""
     spot: bool = True
+    """Train on reclaimable nodes: an interruption costs at most the time since the last checkpoint."""
     node_selector: NodeSelector = Field(default_factory=dict)
+    """Further node labels the pods need."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
+    """Further taints the pods tolerate."""
     gpu_hour_budget: Annotated[float, Field(gt=0, le=100_000)] = 50.0
+    """GPU-hours of all attempts together; above it the run stops (condition BudgetExceeded)."""
     image: Annotated[str, Field(max_length=512)] = ""
     """Trainer image; empty means the operator's default."""
     queue_name: Annotated[str, Field(max_length=63)] = ""
     """Kueue LocalQueue."""
     service_account_name: Annotated[str, Field(max_length=253)] = ""
+    """Service account of the pods, for object stores that trust one; empty means the namespace's default."""
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 5
     """Failed attempts of one stage before the run is given up; interruptions do not count."""
-    memory: Annotated[str, Field(max_length=32)] = ""
-    cpu: Annotated[str, Field(max_length=32)] = ""
+    memory: Quantity = ""
+    """Memory of a stage's pod, for example 64Gi; empty means a default per stage."""
+    cpu: Quantity = ""
+    """CPUs of a stage's pod, for example 8; empty means a default per stage."""
 
 
 class Mlflow(ApiModel):
-    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://")]
+    """An MLflow tracking server with its model registry."""
+
+    url: Annotated[str, Field(min_length=8, max_length=2048, pattern=r"^https?://.+")]
+    """Must match the operator's allow list."""
     model_name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][-_.A-Za-z0-9]*$")]
+    """Registered model that gets the new version."""
     secret_ref: SecretKeyRef | None = None
+    """Bearer token."""
 
 
 class Registry(ApiModel):
+    """Where the result is written down besides `output`."""
+
     mlflow: Mlflow | None = None
 
 
@@ -187,12 +262,18 @@ class Output(ApiModel):
     """Where artifacts go: exactly one of the two."""
 
     claim: ClaimRef | None = None
-    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://")] | None = None
+    """A folder on a claim."""
+    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://.+")] | None = None
+    """A folder in an object store, `s3://` or `gs://`."""
 
 
 class TrainingRunSpec(ApiModel):
+    """What is wanted. What the artifacts are made from (task, dataset, baseModel, fineTune, tuning, output) is fixed
+    once the run has started; the rest may change."""
+
     task: TaskRef
     suspend: bool = False
+    """Stop after a checkpoint and give the GPUs back; false goes on from there."""
     dataset: Dataset
     base_model: BaseModelRef
     fine_tune: FineTune = Field(default_factory=FineTune)
@@ -211,7 +292,7 @@ class PodUse(StatusModel):
     """GPU time of one pod, kept by uid so that a deleted pod still counts."""
 
     uid: Annotated[str, Field(max_length=64)]
-    gpu_seconds: Annotated[float, Field(ge=0)] = 0.0
+    gpu_seconds: Annotated[float, Field(ge=0, le=MEASURED_LIMIT)] = 0.0
 
 
 class StageStatus(StatusModel):
@@ -219,43 +300,46 @@ class StageStatus(StatusModel):
 
     name: Stage
     state: Literal["Pending", "Running", "Waiting", "Done", "Failed"] = "Pending"
-    attempt: Annotated[int, Field(ge=0)] = 0
+    attempt: Count = 0
     """Number of the current Job, counted from 1; interruptions count too."""
-    failures: Annotated[int, Field(ge=0)] = 0
+    failures: Count = 0
     job: Annotated[str, Field(max_length=253)] = ""
-    not_before: Annotated[str, Field(max_length=40)] | None = None
-    started_at: Annotated[str, Field(max_length=40)] | None = None
-    finished_at: Annotated[str, Field(max_length=40)] | None = None
+    not_before: Timestamp | None = None
+    started_at: Timestamp | None = None
+    finished_at: Timestamp | None = None
     message: Text = ""
 
 
 class Progress(StatusModel):
-    step: Annotated[int, Field(ge=0)] = 0
-    steps: Annotated[int, Field(ge=0)] = 0
-    loss: float | None = None
-    samples_per_second: float | None = None
+    step: Count = 0
+    steps: Count = 0
+    loss: Measured = None
+    samples_per_second: Measured = None
 
 
 class DataSummary(StatusModel):
-    rows: int = 0
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-    bad_rows: int = 0
-    control_accuracy: float | None = None
+    rows: Count = 0
+    train: Count = 0
+    validation: Count = 0
+    test: Count = 0
+    bad_rows: Count = 0
+    control_accuracy: Measured = None
     digest: Annotated[str, Field(max_length=128)] = ""
+
+
+Shares = Annotated[dict[str, Fraction], Field(max_length=32)]
 
 
 class EvaluationSummary(StatusModel):
     """Shares in 0..1 on the test part."""
 
-    n: int = 0
-    accuracy: dict[str, float] = Field(default_factory=dict, json_schema_extra={"maxProperties": 32})
+    n: Count = 0
+    accuracy: Shares = Field(default_factory=dict)
     """Per answer field, and `overall` for all scored fields right."""
-    accuracy_before: dict[str, float] = Field(default_factory=dict, json_schema_extra={"maxProperties": 32})
-    accuracy_control: dict[str, float] = Field(default_factory=dict, json_schema_extra={"maxProperties": 32})
-    json_validity: float | None = None
-    latency_p95_seconds: float | None = None
+    accuracy_before: Shares = Field(default_factory=dict)
+    accuracy_control: Shares = Field(default_factory=dict)
+    json_validity: Measured = None
+    latency_p95_seconds: Measured = None
 
 
 class ModelVersion(StatusModel):
@@ -273,8 +357,8 @@ class ModelVersion(StatusModel):
 
 
 class TrainingRunStatus(StatusModel):
-    schema_version: int = 1
-    observed_generation: Annotated[int, Field(ge=0)] = 0
+    schema_version: Count = 1
+    observed_generation: Count = 0
     spec_digest: Annotated[str, Field(max_length=128)] = ""
     """Digest of the part of spec the artifacts depend on; a change after the start is refused."""
     stage: Annotated[str, Field(max_length=32)] = ""

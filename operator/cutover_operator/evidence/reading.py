@@ -1,0 +1,172 @@
+"""Reads what Prometheus knows about one rollout and folds it into the ledger. Every failure becomes a value.
+
+A Prometheus that answers without our gateway's series, or with old ones, is unavailable: nothing is ever taken for
+zero because it was not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from cutover.contract import (
+    BREAKER_OPEN,
+    COST,
+    DURATION,
+    LABELS_MATURED,
+    REQUESTS,
+    ROLLOUT_NONE,
+    ROUTE_GENERATION,
+    SATISFACTION,
+    SHADOW_DURATION,
+    SHADOW_PAIRS,
+)
+
+from cutover_operator.evidence.ledger import Ledger, Wanted, fold
+from cutover_operator.evidence.prometheus import Prometheus, window_for
+from cutover_operator.evidence.samples import (
+    Answer,
+    Series,
+    Unavailable,
+    per_second,
+    scrape_interval,
+    stale_after_seconds,
+)
+
+OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to read for a rollout."""
+
+    url: str
+    gateway: str
+    wanted: Wanted
+    shadow: bool = False
+    satisfaction: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    current: Ledger
+    metrics: Unavailable | None
+    labels: Unavailable | None
+    scraped_replicas: int
+    requests_per_second: float | None
+    control_down: bool
+
+
+def selectors(wish: Wish) -> dict[str, str]:
+    """Metric -> selector. The same text for every rollout with the same gates, so that answers are shared."""
+    some = f'{{rollout!="{ROLLOUT_NONE}"}}'
+    found = {
+        ROUTE_GENERATION: ROUTE_GENERATION,
+        BREAKER_OPEN: f'{BREAKER_OPEN}{{arm="control"}}',
+        REQUESTS: REQUESTS + some,
+        COST: COST + some,
+        LABELS_MATURED: LABELS_MATURED + some,
+    }
+    edges = "|".join(_edge_pattern(edge) for edge in wish.wanted.edges)
+    if edges:
+        found[DURATION] = f'{DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+    if wish.shadow:
+        found[SHADOW_PAIRS] = SHADOW_PAIRS + some
+        if edges:
+            found[SHADOW_DURATION] = f'{SHADOW_DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+    if wish.satisfaction:
+        found[SATISFACTION] = SATISFACTION + some
+    for _, bad, total in wish.wanted.custom:
+        found[bad], found[total] = bad, total
+    return found
+
+
+def _edge_pattern(edge: float) -> str:
+    """`2` and `2.0`: how an edge is written depends on the client library and on the version of Prometheus."""
+    short = f"{edge:g}".replace(".", "\\\\.")
+    return short if "." in short else f"{short}|{short}\\\\.0"
+
+
+async def read_evidence(prometheus: Prometheus, wish: Wish, ledger: Ledger, now: float) -> Read:
+    """The ledger with everything counted that came since, or the reason why nothing can be said now."""
+    window = window_for(max(0.0, now - (ledger.written_at or ledger.started_at)))
+    wanted = selectors(wish)
+    results = await asyncio.gather(*(prometheus.read(wish.url, text, window) for text in wanted.values()))
+    answers = dict(zip(wanted, results, strict=True))
+    return digest(answers, wish, ledger)
+
+
+def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
+    """Judge the answers' availability, then fold those that can be trusted. Pure."""
+    problem = _metrics_problem(answers, wish)
+    good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
+    labels = _labels_problem(answers.get(LABELS_MATURED), wish.wanted.rollout, ledger)
+    if problem is not None:
+        return Read(ledger, problem, labels or problem, 0, None, False)
+    replicas = good[ROUTE_GENERATION]
+    breaker = good.get(BREAKER_OPEN)
+    requests = good[REQUESTS].of(wish.wanted.rollout)
+    return Read(
+        current=fold(ledger, good, wish.wanted),
+        metrics=None,
+        labels=labels,
+        scraped_replicas=len(_fresh([s for s in replicas.series if s.label("gateway") == wish.gateway], replicas)),
+        requests_per_second=per_second(requests),
+        control_down=breaker is not None
+        and any(
+            max(s.samples)[1] == 1.0
+            for s in _fresh([s for s in breaker.series if s.label("gateway") == wish.gateway], breaker)
+        ),
+    )
+
+
+def _fresh(series: list[Series], answer: Answer) -> list[Series]:
+    limit = stale_after_seconds(scrape_interval(series))
+    return [s for s in series if answer.served_at - s.newest <= limit]
+
+
+def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Unavailable | None:
+    for metric, answer in answers.items():
+        if isinstance(answer, Unavailable) and metric not in OPTIONAL:
+            return answer
+    replicas, requests = answers[ROUTE_GENERATION], answers[REQUESTS]
+    assert isinstance(replicas, Answer)
+    assert isinstance(requests, Answer)
+    own = [s for s in replicas.series if s.label("gateway") == wish.gateway]
+    if not own:
+        return Unavailable(
+            "NoSeries",
+            f"Prometheus at {wish.url} answers, but knows no series {ROUTE_GENERATION} of gateway {wish.gateway}: "
+            "it does not scrape the gateway",
+        )
+    if not _fresh(own, replicas):
+        age = replicas.served_at - max(s.newest for s in own)
+        return Unavailable("Stale", f"the newest sample of gateway {wish.gateway} is {age:.0f} s old")
+    counted = list(requests.of(wish.wanted.rollout))
+    if not counted:
+        return Unavailable(
+            "NoSeries", f"gateway {wish.gateway} is scraped, but has no series {REQUESTS} of this rollout yet"
+        )
+    if not _fresh(counted, requests):
+        age = requests.served_at - max(s.newest for s in counted)
+        return Unavailable("Stale", f"the newest sample of {REQUESTS} of this rollout is {age:.0f} s old")
+    refused = [s for s in counted if s.samples and not _usable_newest(s)]
+    if refused:
+        return Unavailable("BadAnswer", f"the newest samples of {REQUESTS} are no counts (NaN, infinite or negative)")
+    return None
+
+
+def _usable_newest(series: Series) -> bool:
+    value = max(series.samples)[1] if series.samples else 0.0
+    return 0.0 <= value < float("inf")
+
+
+def _labels_problem(answer: Answer | Unavailable | None, rollout: str, ledger: Ledger) -> Unavailable | None:
+    if answer is None or isinstance(answer, Unavailable):
+        return answer
+    own = list(answer.of(rollout))
+    if any(not _usable_newest(s) for s in own):
+        return Unavailable("BadAnswer", f"the newest samples of {LABELS_MATURED} are no counts")
+    if any(key.startswith("labels/") for key in ledger.totals) and not _fresh(own, answer):
+        return Unavailable("Stale", "the assessments service does not export this rollout's labels at present")
+    return None

@@ -1,0 +1,138 @@
+"""From raw Prometheus samples to whole events: `rate` and `increase` extrapolate, this adds.
+
+Pure. A counter's increments are summed per series, resets noticed, samples without a meaning refused and counted.
+Folding two windows one after the other gives what folding their union gives, in whatever order samples arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Sample = tuple[float, float]
+"""(Unix seconds by Prometheus's clock, value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series of an answer; `labels` holds the metric's own labels and the target's, not the name."""
+
+    labels: Mapping[str, str]
+    samples: Sequence[Sample]
+
+    def label(self, name: str) -> str:
+        return self.labels.get(name, "")
+
+    @property
+    def newest(self) -> float:
+        """Time of the newest sample; minus infinity when there is none."""
+        return max((at for at, _ in self.samples), default=-math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Prometheus answered to one query."""
+
+    series: tuple[Series, ...]
+    served_at: float
+    """Prometheus's clock when it answered."""
+    _by_rollout: dict[str, list[Series]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for one in self.series:
+            self._by_rollout.setdefault(one.label("rollout"), []).append(one)
+
+    def of(self, rollout: str) -> Sequence[Series]:
+        """The series of one rollout; the index is made once for all rollouts that share the answer."""
+        return self._by_rollout.get(rollout, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Why there is no answer. Never a number, hence never a verdict."""
+
+    kind: Literal["NotAllowed", "Unreachable", "TimedOut", "HttpError", "BadAnswer", "QueryRefused", "NoSeries", "Stale"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What one counter series added after the last sample that was already counted."""
+
+    added: float
+    last: Sample | None
+    resets: int = 0
+    refused: int = 0
+
+
+def series_id(metric: str, labels: Mapping[str, str]) -> str:
+    """A short name for a series that does not depend on the order of its labels."""
+    text = "\x1f".join([metric, *(f"{name}={labels[name]}" for name in sorted(labels))])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def usable(value: float) -> bool:
+    """Whether a counter can have this value."""
+    return math.isfinite(value) and value >= 0.0
+
+
+def increments(samples: Iterable[Sample], last: Sample | None) -> Iterator[tuple[float, float, bool]]:
+    """The steps of a counter after `last` as (time, events added, was a reset). Without `last` the series is new and
+    counts from 0: every series carries the rollout's own label, so nothing in it is older than the rollout."""
+    for at, value in sorted(dict(samples).items()):
+        if (last is not None and at <= last[0]) or not usable(value):
+            continue
+        before = last[1] if last is not None else 0.0
+        reset = value < before
+        yield at, value if reset else value - before, reset
+        last = (at, value)
+
+
+def growth(samples: Sequence[Sample], last: Sample | None) -> Growth:
+    """The sum of a counter's increments, the sample to go on from, and what was odd about it."""
+    added, resets = 0.0, 0
+    for _, step, reset in increments(samples, last):
+        added += step
+        resets += reset
+    newer = [s for s in samples if last is None or s[0] > last[0]]
+    good = [s for s in newer if usable(s[1])]
+    return Growth(added, max(good, default=last), resets, len(newer) - len(good))
+
+
+def newest_before(samples: Iterable[Sample], at: float) -> Sample | None:
+    """The newest usable sample not after `at`."""
+    return max((s for s in samples if s[0] <= at and usable(s[1])), default=None)
+
+
+def scrape_interval(series: Iterable[Series]) -> float | None:
+    """Median distance of neighbouring samples, in seconds; None when no series has two."""
+    gaps: list[float] = []
+    for one in series:
+        times = sorted({at for at, _ in one.samples})
+        gaps.extend(b - a for a, b in zip(times, times[1:], strict=False))
+    if not gaps:
+        return None
+    gaps.sort()
+    return gaps[len(gaps) // 2]
+
+
+def stale_after_seconds(interval_seconds: float | None) -> float:
+    """Age at which a newest sample is too old to speak for now: three missed scrapes, 15 s to 3 min."""
+    if interval_seconds is None:
+        return 120.0
+    return min(max(3.0 * interval_seconds, 15.0), 180.0)
+
+
+def per_second(series: Iterable[Series]) -> float | None:
+    """Events per second over the window that was read; None when it is too short to tell."""
+    added, first, final = 0.0, math.inf, -math.inf
+    for one in series:
+        points = sorted((at, value) for at, value in dict(one.samples).items() if usable(value))
+        if len(points) < 2:
+            continue
+        added += growth(points[1:], points[0]).added
+        first, final = min(first, points[0][0]), max(final, points[-1][0])
+    return added / (final - first) if final - first >= 1.0 else None

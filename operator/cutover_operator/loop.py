@@ -1,0 +1,165 @@
+"""One pass over an object: gather, decide, then carry out the plan in one order.
+
+before (evidence) -> status (compare-and-swap, only when it changed) -> after (children, route) -> events. A Conflict
+anywhere drops the rest: the next pass looks again. Children are made from a plan whose status is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from cutover.api.base import Condition
+from cutover.contract import FINALIZER
+
+from cutover_operator import conditions, events
+from cutover_operator.plan import Action, Apply, Delete, Key, Plan, SetFinalizer, Swap
+from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
+from cutover_operator.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+SAY_AFTER_FAILURES = 5
+"""Failures in a row after which the object itself says that the operator cannot get on with it."""
+
+
+class World(Protocol):
+    """What a decision looks at; the loop needs only the parent as it was read."""
+
+    @property
+    def parent(self) -> Object: ...
+
+
+W = TypeVar("W", bound=World)
+
+
+class Reconciler(Protocol[W]):
+    """`gather` reads and never writes; None means the object is gone. `decide` is pure."""
+
+    @property
+    def resource(self) -> Resource: ...
+
+    async def gather(self, key: Key, now: datetime) -> W | None: ...
+
+    def decide(self, world: W, now: datetime) -> Plan: ...
+
+
+class Loop:
+    """Runs passes for the kinds it was given. `kube` must be the gated one."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        reconcilers: Sequence[Reconciler[Any]],
+        clock: Callable[[], datetime],
+        telemetry: Telemetry | None = None,
+        failures: Callable[[Key], int] = lambda key: 0,
+    ) -> None:
+        self._kube = kube
+        self._reconcilers = {reconciler.resource: reconciler for reconciler in reconcilers}
+        self._clock = clock
+        self._telemetry = telemetry or Telemetry()
+        self._failures = failures
+
+    @property
+    def resources(self) -> list[Resource]:
+        return list(self._reconcilers)
+
+    async def run_pass(self, key: Key) -> float | None:
+        """Seconds until the next pass is wanted. Raises Conflict for a lost race, and what went wrong otherwise."""
+        kind = key.resource.kind
+        started = time.perf_counter()
+        outcome = "error"
+        try:
+            again, outcome = await self._pass(key)
+            return again
+        except Conflict:
+            outcome = "conflict"
+            raise
+        except Exception as error:
+            self._telemetry.errors.labels(kind, type(error).__name__).inc()
+            if self._failures(key) + 1 >= SAY_AFTER_FAILURES:
+                await self._say_stuck(key, error)
+            raise
+        finally:
+            self._telemetry.passes.labels(kind, outcome).inc()
+            self._telemetry.pass_seconds.labels(kind).observe(time.perf_counter() - started)
+
+    async def _pass(self, key: Key) -> tuple[float | None, str]:
+        reconciler = self._reconcilers[key.resource]
+        now = self._clock()
+        world = await reconciler.gather(key, now)
+        if world is None:
+            return None, "gone"
+        plan = reconciler.decide(world, now)
+        parent = world.parent
+        for action in plan.before:
+            parent = await self._carry_out(action, parent)
+        if plan.status is not None and plan.status != parent.get("status"):
+            parent = await self._write_status(parent, plan.status)
+        for action in plan.after:
+            parent = await self._carry_out(action, parent)
+        for notice in plan.notices:
+            log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
+            await events.record(self._kube, parent, notice, now)
+        return plan.again_in_seconds, "ok"
+
+    async def _write_status(self, parent: Object, status: dict[str, Any]) -> Object:
+        written = await self._kube.apply_status({**_identity(parent, versioned=True), "status": status})
+        self._telemetry.status_writes.labels(parent["kind"]).inc()
+        return written
+
+    async def _carry_out(self, action: Action, parent: Object) -> Object:
+        """The parent as it is afterwards: a finalizer moves its resourceVersion."""
+        match action:
+            case Apply(obj):
+                await self._kube.apply(obj)
+            case Swap(obj):
+                versioned = obj["metadata"].get("resourceVersion")
+                await (self._kube.replace(obj) if versioned else self._kube.create(obj))
+            case Delete(resource, namespace, name, uid):
+                await self._kube.delete(resource, namespace, name, uid)
+            case SetFinalizer(present):
+                return await self._set_finalizer(parent, present)
+        return parent
+
+    async def _set_finalizer(self, parent: Object, present: bool) -> Object:
+        held = FINALIZER in parent["metadata"].get("finalizers", [])
+        if held == present:
+            return parent
+        # The uid keeps a parent that went away meanwhile from being made anew.
+        obj = _identity(parent, versioned=True)
+        obj["metadata"]["finalizers"] = [FINALIZER] if present else []
+        return await self._kube.apply(obj)
+
+    async def _say_stuck(self, key: Key, error: Exception) -> None:
+        """Best effort; the condition goes away with the first pass that succeeds."""
+        try:
+            parent = await self._kube.get(key.resource, key.namespace, key.name)
+            if parent is None:
+                return
+            status = dict(parent.get("status") or {})
+            generation = int(parent["metadata"].get("generation", 0))
+            before = [Condition.model_validate(item) for item in status.get("conditions", [])]
+            kept = [
+                conditions.Fact(c.type, c.status, c.reason, c.message) for c in before if c.type != "Stalled"
+            ]
+            message = f"the operator fails on this object and keeps trying: {type(error).__name__}: {error}"
+            stalled = conditions.Fact("Stalled", "True", "OperatorError", message[:1000])
+            merged = conditions.merge(before, [*kept, stalled], generation, self._clock())
+            status["conditions"] = [condition.to_wire() for condition in merged]
+            if status != parent.get("status"):
+                await self._write_status(parent, status)
+        except (KubeError, ValueError):
+            log.warning("the failure could not be said on the object", extra={"key": str(key)}, exc_info=True)
+
+
+def _identity(parent: Object, *, versioned: bool) -> Object:
+    meta = parent["metadata"]
+    identity = {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
+    if versioned:
+        identity["resourceVersion"] = meta["resourceVersion"]
+    return {"apiVersion": parent["apiVersion"], "kind": parent["kind"], "metadata": identity}

@@ -1,0 +1,383 @@
+"""The checks before a step is taken: deletion, orders, references, edits, the gateway, the first pod. Pure.
+
+Each check looks at the draft, and says True when it has decided the pass.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from cutover.contract import FINALIZER
+from cutover.route import GatewayConfig
+
+from cutover_operator.evidence.prometheus import url_allowed
+from cutover_operator.rollout import gates
+from cutover_operator.rollout.candidate import Refusal
+from cutover_operator.rollout.draft import Draft, parsed
+from cutover_operator.rollout.routing import first_control, holder_of
+from cutover_operator.rollout.serving import health
+
+DELETION_WAIT = timedelta(seconds=60)
+OVER = ("RolledBack", "Aborted", "Superseded")
+WAIT_SECONDS = 5.0
+STALLED_SECONDS = 30.0
+
+
+# ---------------------------------------------------------------- the end of the object
+def being_deleted(d: Draft) -> bool:
+    """Give the traffic back as `deletionPolicy` says, see it in force, then let the object go."""
+    deleted_at = parsed(d.world.deleted_at)
+    if deleted_at is None:
+        return False
+    if FINALIZER not in d.world.finalizers:
+        return True
+    keeps = d.promoted and d.spec.deletion_policy == "KeepPromoted"
+    if d.holds_route and keeps:
+        # The pods outlive the object: they belong to nobody from now on.
+        d.orphan_children = True
+        d.finalizer = False
+        d.say("Deleted", "the promoted model keeps the traffic; its pods stay")
+        return True
+    d.set(weight=0, shadow=0)
+    waited = d.now - deleted_at >= DELETION_WAIT
+    route = d.world.route
+    if d.holds_route:
+        bare = route is not None and (route.candidate is None or route.rollout != d.key)
+        done = (bare and not d.out_of_sync()) or d.config is None
+    else:
+        done = route is None or d.world.name not in _arms(d)
+    if done or waited:
+        d.finalizer = False
+        return True
+    d.say("Deleting", f"waiting until no traffic is left: {d.out_of_sync() or 'the route still names this model'}")
+    d.again(1.0)
+    return True
+
+
+def _arms(d: Draft) -> set[str]:
+    route = d.world.route
+    if route is None:
+        return set()
+    return {arm.name for arm in (route.control, route.candidate, route.fallback) if arm is not None}
+
+
+def superseded(d: Draft) -> bool:
+    """Somebody else holds the gateway now. A promoted model serves on as long as the route names it."""
+    if d.holds_route or d.status.phase == "Pending" or d.status.finish not in (None, "Promoted"):
+        return False
+    holder = holder_of(d.world.route_map)
+    if not holder:
+        return False
+    by = next((n.name for n in d.world.rollouts if n.uid == holder), "another rollout")
+    if d.promoted and d.world.name in _arms(d):
+        d.set(weight=0)
+        d.say("IsControl", f"{by} is compared with this model, which serves on as its control")
+        d.condition("Promoted", "True", "IsControl", d.status.message)
+        d.again(STALLED_SECONDS)
+        return True
+    d.finish("Superseded", "Superseded", f"{by} took over gateway {d.spec.gateway_ref}")
+    return True
+
+
+def abort_ordered(d: Draft) -> bool:
+    """`abort` wins over everything but deletion, in any phase; with nothing in progress it does nothing."""
+    order = d.spec.request
+    if order is None or order.action != "abort" or order.id == d.status.handled_request:
+        return False
+    d.set(handled_request=order.id)
+    if d.status.finish in OVER:
+        d.notice("RequestIgnored", f"request {order.id}: nothing is in progress", about=order.id)
+        return False
+    d.finish("Aborted", "AbortRequested", f"aborted by request {order.id}")
+    return True
+
+
+def over(d: Draft) -> bool:
+    """Nothing happens by itself after the end, except that the pods go once no gateway asks them."""
+    if d.status.finish not in OVER:
+        return False
+    order = d.spec.request
+    if order is not None and order.id != d.status.handled_request:
+        d.set(handled_request=order.id)
+        if order.action == "retry":
+            _start_again(d, order.id)
+            return True
+        d.notice(
+            "RequestIgnored",
+            f"request {order.id}: {order.action} makes no sense after {d.status.finish}; retry starts again",
+            "Warning",
+            order.id,
+        )
+    route, ended = d.world.route, parsed(d.status.finished_at)
+    named = route is not None and d.world.name in _arms(d)
+    reported = d.holds_route and not d.out_of_sync()
+    if not d.holds_route and route is not None:
+        reported = bool(d.world.gateways) and all(
+            p.report is not None and p.report.generation >= route.generation for p in d.world.gateways
+        )
+    waited = ended is not None and d.now - ended >= DELETION_WAIT and not d.world.gateways
+    untouched = d.status.route_generation == 0
+    if untouched or (not named and (reported or waited)):
+        d.remove_children = True
+        d.condition("CandidateServing", "False", "Removed", "the candidate's pods are removed")
+        d.condition("RouteInSync", "True", "AtRest", "no gateway asks the candidate")
+    else:
+        d.condition("RouteInSync", "False", "Waiting", d.out_of_sync() or "the route still names the candidate")
+        d.again(1.0)
+    return True
+
+
+def _start_again(d: Draft, order: str) -> None:
+    if d.ledger is not None and d.model is not None:
+        d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version).pinned(None)
+        d.ledger_due = True
+    d.set(
+        phase="Pending",
+        finish=None,
+        finished_at=None,
+        step=0,
+        weight=0,
+        shadow=0,
+        step_entered_at=None,
+        step_confirmed_at=None,
+        steps_hash=gates.steps_hash(d.spec),
+        candidate_version=d.model.version if d.model is not None else "",
+        accuracy_text="",
+        actual_weight="",
+        verdict="",
+        gates=[],
+        unavailable_since=None,
+    )
+    d.say("RetryRequested", f"starting again from the first step with fresh evidence (request {order})")
+    for type_ in ("RolledBack", "Promoted", "EvidenceLost"):
+        d.condition(type_, "False", "Retried")
+    d.notice("RetryRequested", d.status.message, about=order)
+    d.again(0.1)
+
+
+# ---------------------------------------------------------------- references
+def _refusal(d: Draft) -> Refusal | None:
+    gateway, ref = d.world.gateway, d.spec.gateway_ref
+    if gateway is None:
+        known = ", ".join(d.world.known_gateways) or "none"
+        return Refusal(
+            "GatewayNotFound", f"gatewayRef: this namespace has no gateway {ref!r}; it has {known}", True
+        )
+    if not isinstance(gateway, GatewayConfig):
+        return Refusal("GatewayUnreadable", gateway, True)
+    for path, name in (("control", d.spec.control.provider), ("fallback", d.spec.fallback.provider)):
+        if name is not None and name not in gateway.providers:
+            known = ", ".join(sorted(gateway.providers))
+            return Refusal(
+                "ProviderNotFound", f"{path}.provider: gateway {ref} has no provider {name!r}; it has {known}"
+            )
+    if gateway.default_provider not in gateway.providers:
+        return Refusal("ProviderNotFound", f"gateway {ref}: its defaultProvider {gateway.default_provider!r} is unknown")
+    wrong = gates.mistakes(d.spec, gateway.task)
+    if wrong is not None:
+        return Refusal(*wrong)
+    site, url = d.world.site, d.spec.analysis.prometheus.url
+    if url is not None and not url_allowed(url, (*site.allowed_urls, site.prometheus_url)):
+        return Refusal("UrlNotAllowed", f"analysis.prometheus.url {url} is not in the operator's allow list")
+    if url is None and not site.prometheus_url:
+        return Refusal("PrometheusUnknown", "analysis.prometheus.url: set it, the operator has no default")
+    return d.model_refusal
+
+
+def references(d: Draft) -> bool:
+    """Names that lead nowhere. Before the start they stop everything; later they only stop advances."""
+    refusal = _refusal(d)
+    if refusal is None:
+        return False
+    started = d.status.phase != "Pending"
+    waiting = refusal.waiting and refusal.reason in ("TrainingRunNotReady", "TrainingRunNotFound")
+    if not waiting and d.condition("Stalled", "True", refusal.reason, refusal.message):
+        d.notice(refusal.reason, refusal.message, "Warning")
+    if started:
+        d.blocked = refusal
+        return False
+    if waiting:
+        d.condition("Stalled", "False", refusal.reason, refusal.message)
+    d.say(refusal.reason, refusal.message)
+    d.again(WAIT_SECONDS if waiting else STALLED_SECONDS)
+    return True
+
+
+def edited(d: Draft) -> bool:
+    """Steps, gates or model changed in mid-rollout: back to the first step, at the lower of both weights."""
+    if d.promoted or d.status.phase == "Pending":
+        if d.promoted and d.model is not None and d.model.version != d.status.candidate_version:
+            d.blocked = Refusal(
+                "CandidateChanged",
+                f"candidate is now {d.model.version}, but {d.status.candidate_version} was promoted; "
+                "make a new ModelRollout for the new model",
+            )
+            d.condition("Stalled", "True", d.blocked.reason, d.blocked.message)
+        return False
+    if d.blocked is not None:
+        return False
+    assert d.model is not None
+    if d.status.candidate_version not in ("", d.model.version):
+        message = f"the candidate changed from {d.status.candidate_version} to {d.model.version}: starting again"
+        d.leave_step("CandidateChanged", message)
+        if d.ledger is not None:
+            d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version)
+            d.ledger_due = True
+        d.set(
+            phase="Starting",
+            step=0,
+            weight=0,
+            shadow=0,
+            step_entered_at=_now(d),
+            step_confirmed_at=None,
+            candidate_version=d.model.version,
+            steps_hash=gates.steps_hash(d.spec),
+        )
+        d.say("CandidateChanged", message)
+        d.notice("CandidateChanged", message, "Warning", d.model.version)
+        d.again(0.1)
+        return True
+    digest = gates.steps_hash(d.spec)
+    if d.status.steps_hash in ("", digest):
+        return False
+    d.set(steps_hash=digest)
+    if not d.running or d.ledger is None:
+        return False
+    weight = min(d.status.weight, d.spec.steps[0].weight or 0)
+    message = f"steps or gates changed: back to step 1 at weight {weight}%"
+    d.leave_step("StepsChanged", message)
+    d.ledger = d.ledger.without_steps()
+    d.enter_step(0, weight)
+    d.say("StepsChanged", message)
+    d.notice("StepsChanged", message, "Warning", digest)
+    return True
+
+
+def _now(d: Draft) -> str:
+    return d.now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# ---------------------------------------------------------------- the gateway
+def gateway_wanted(d: Draft) -> bool:
+    """Take the gateway, one rollout at a time, by a compare-and-swap on its route."""
+    if d.status.phase != "Pending":
+        return False
+    d.condition("Stalled", "False", "NotStalled")
+    if FINALIZER not in d.world.finalizers:
+        d.finalizer = True
+        d.say("Preparing", "the references are in order")
+        d.again(0.1)
+        return True
+    holder = holder_of(d.world.route_map)
+    other = next((n for n in d.world.rollouts if n.uid == holder), None)
+    busy = other is not None and other.finish is None and not d.holds_route
+    if busy and other is not None and not d.spec.supersede:
+        message = (
+            f"gateway {d.spec.gateway_ref} is taken by ModelRollout {other.name}; "
+            "wait for it, abort it, or set supersede: true"
+        )
+        if d.status.reason != "GatewayBusy":
+            d.notice("GatewayBusy", message, "Warning")
+        d.say("GatewayBusy", message)
+        d.again(WAIT_SECONDS)
+        return True
+    config = d.config
+    assert config is not None
+    assert d.model is not None
+    if not d.holds_route:
+        d.taking_route = True
+        if d.ledger is not None:
+            d.ledger = d.ledger.pinned(first_control(d.spec, config, d.world.route).to_wire())
+    d.set(
+        phase="Starting",
+        step_entered_at=_now(d),
+        steps_hash=gates.steps_hash(d.spec),
+        candidate_version=d.model.version,
+    )
+    d.say("CandidateStarting", f"starting {d.model.version} with engine {d.spec.serving.engine}")
+    d.notice("CandidateStarting", d.status.message, about=d.model.version)
+    d.again(0.1)
+    return True
+
+
+def other_orders(d: Draft) -> bool:
+    """promote, skip and retry, once per id. A freeze forbids both ways forward."""
+    order = d.spec.request
+    if order is None or order.id == d.status.handled_request:
+        return False
+    if order.action == "retry" and d.condition_is("EvidenceLost", "True") and d.running:
+        d.set(handled_request=order.id)
+        d.leave_step("Retried", f"request {order.id}")
+        d.ledger = None
+        d.enter_step(0)
+        d.condition("EvidenceLost", "False", "Retried")
+        d.say("RetryRequested", f"starting again from the first step with fresh evidence (request {order.id})")
+        return True
+    refused = ""
+    if order.action == "retry":
+        refused = "nothing to retry, the rollout is in progress" if not d.promoted else "it is promoted"
+    elif not d.running:
+        refused = f"{order.action} makes no sense in phase {d.status.phase}"
+    elif d.spec.freeze:
+        refused = "freeze is set"
+    elif d.blocked is not None:
+        refused = d.blocked.message
+    elif not health(d.world).all_ready:
+        refused = health(d.world).message
+    elif d.ledger is None:
+        refused = "the evidence is lost; request retry"
+    d.set(handled_request=order.id)
+    if refused:
+        d.notice("RequestRefused", f"request {order.id} ({order.action}): {refused}", "Warning", order.id)
+        d.say("RequestRefused", f"request {order.id} ({order.action}): {refused}")
+        return False
+    last = len(d.spec.steps) - 1
+    if order.action == "skip" and d.status.step < last:
+        d.leave_step("Skipped", f"by request {order.id}")
+        d.enter_step(d.status.step + 1)
+        return True
+    d.leave_step("Promoted", f"by request {order.id}")
+    if d.status.step < last or d.status.weight < 100:
+        d.enter_step(last, 100)
+        d.leave_step("Promoted", f"by request {order.id}")
+    promote(d, f"promoted by request {order.id}")
+    return True
+
+
+def promote(d: Draft, message: str) -> None:
+    """All traffic for good; the rollback gates keep watching, with the risk quoted per week."""
+    if d.ledger is not None:
+        d.ledger = d.ledger.restarted_watch(d.now.timestamp(), d.status.step)
+        d.ledger_due = True
+    d.set(phase="Promoted", finish="Promoted", finished_at=_now(d), weight=100, shadow=0)
+    d.say("Promoted", message)
+    d.condition("Promoted", "True", "Promoted", message)
+    d.condition("RolledBack", "False", "Promoted")
+    d.condition("Held", "False", "Promoted")
+    d.notice("Promoted", message, about=_now(d))
+    d.again(d.interval_seconds)
+
+
+# ---------------------------------------------------------------- the first pod
+def candidate_starting(d: Draft) -> bool:
+    """Scaled and warm before the first request: no step begins on pods that are not ready."""
+    if d.status.phase != "Starting":
+        return False
+    if d.blocked is not None:
+        d.say(d.blocked.reason, d.blocked.message)
+        d.again(WAIT_SECONDS)
+        return True
+    pods = health(d.world)
+    if pods.all_ready:
+        d.enter_step(0)
+        return True
+    if d.deadline_passed(d.status.step_entered_at, d.spec.serving.start_deadline):
+        d.finish(
+            "RolledBack",
+            "CandidateNotReady",
+            f"{pods.message}; not ready within serving.startDeadline {d.spec.serving.start_deadline}",
+        )
+        return True
+    d.say("CandidateNotReady" if pods.reason in ("NotCreated", "PodsNotReady") else pods.reason, pods.message)
+    d.again(min(WAIT_SECONDS, max(1.0, d.interval_seconds)))
+    return True

@@ -1,0 +1,220 @@
+"""Looks at the cluster, the gateways and Prometheus for one pass. Reads only; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+import yaml
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
+from cutover.contract import (
+    GATEWAY_KEY,
+    LABEL_GATEWAY,
+    PATH_ROUTE_REPORT,
+    PORT_OPS,
+    gateway_config_map,
+    rollout_key,
+    route_config_map,
+)
+from cutover.route import GatewayConfig, RouteReport
+from pydantic import ValidationError
+
+from cutover_operator.evidence.ledger import Ledger, LedgerError, Wanted
+from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
+from cutover_operator.evidence.prometheus import Prometheus, url_allowed
+from cutover_operator.evidence.reading import Wish, read_evidence
+from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.port import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    MODEL_ROLLOUTS,
+    PODS,
+    SERVICES,
+    TRAINING_RUNS,
+    Kube,
+    Object,
+)
+from cutover_operator.rollout.candidate import short_name
+from cutover_operator.rollout.gates import cost_limit, edges, named_gates
+from cutover_operator.rollout.resources import Owner, selector_text
+from cutover_operator.rollout.routing import read_route
+from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
+
+REPORT_TIMEOUT_SECONDS = 1.0
+REPORTS_AT_ONCE = 32
+
+
+class Watchtower:
+    """Everything a pass reads, over kept connections."""
+
+    def __init__(self, kube: Kube, session: aiohttp.ClientSession, site: Site) -> None:
+        self._kube = kube
+        self._session = session
+        self._site = site
+        self._prometheus = Prometheus(session)
+        self._asking = asyncio.Semaphore(REPORTS_AT_ONCE)
+
+    async def look(self, namespace: str, name: str, now: datetime) -> World | Unreadable | None:
+        """The world of a rollout; None when there is no such object. Raises KubeError."""
+        obj = await self._kube.get(MODEL_ROLLOUTS, namespace, name)
+        if obj is None:
+            return None
+        try:
+            rollout = ModelRollout.from_object(obj)
+        except (ValidationError, KeyError) as error:
+            return Unreadable(obj, _short(error))
+        spec, kube = rollout.spec, self._kube
+        owner = Owner(name, namespace, str(obj["metadata"]["uid"]))
+        child = short_name(name, "candidate")
+        gateway = spec.gateway_ref
+        run = spec.candidate.training_run_ref
+        config, route_map, rollouts, ledger_map, deployment, service, pods, gateway_pods = await asyncio.gather(
+            kube.get(CONFIG_MAPS, namespace, gateway_config_map(gateway)),
+            kube.get(CONFIG_MAPS, namespace, route_config_map(gateway)),
+            kube.list(MODEL_ROLLOUTS, namespace),
+            kube.get(CONFIG_MAPS, namespace, ledger_name(name)),
+            kube.get(DEPLOYMENTS, namespace, child),
+            kube.get(SERVICES, namespace, child),
+            kube.list(PODS, namespace, selector_text(owner)),
+            kube.list(PODS, namespace, f"{LABEL_GATEWAY}={gateway}"),
+        )
+        training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
+        known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
+        reports, evidence = await asyncio.gather(
+            self._reports(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
+        )
+        return World(
+            obj=obj,
+            spec=spec,
+            status=rollout.status,
+            site=self._site,
+            gateway=_gateway_config(config),
+            known_gateways=tuple(sorted({str(c["metadata"]["labels"][LABEL_GATEWAY]) for c in known})),
+            route_map=route_map,
+            route=read_route(route_map),
+            rollouts=tuple(_neighbour(o) for o in rollouts if o["metadata"]["uid"] != owner.uid),
+            training_run=training_run,
+            deployment=deployment,
+            service=service,
+            pods=tuple(pods),
+            gateways=reports,
+            evidence=evidence,
+        )
+
+    async def _reports(self, pods: list[Object]) -> tuple[GatewayPod, ...]:
+        ready = sorted((p for p in pods if _ready(p)), key=lambda p: str(p["metadata"]["name"]))
+        return tuple(await asyncio.gather(*(self._report(pod) for pod in ready)))
+
+    async def _report(self, pod: Object) -> GatewayPod:
+        name, ip = str(pod["metadata"]["name"]), str(pod["status"].get("podIP", ""))
+        if not ip:
+            return GatewayPod(name, error="has no address")
+        host = f"[{ip}]" if ":" in ip else ip
+        url = f"http://{host}:{_ops_port(pod)}{PATH_ROUTE_REPORT}"
+        try:
+            async with (
+                self._asking,
+                self._session.get(
+                    url, timeout=aiohttp.ClientTimeout(total=REPORT_TIMEOUT_SECONDS), allow_redirects=False
+                ) as response,
+            ):
+                if response.status != 200:
+                    return GatewayPod(name, error=f"answered {response.status}")
+                return GatewayPod(name, RouteReport.model_validate_json(await response.content.read(65536)))
+        except TimeoutError:
+            return GatewayPod(name, error=f"gave no answer within {REPORT_TIMEOUT_SECONDS:g} s")
+        except ValidationError:
+            return GatewayPod(name, error="answered something else than a route report")
+        except (aiohttp.ClientError, OSError) as error:
+            return GatewayPod(name, error=f"cannot be reached: {type(error).__name__}")
+
+    async def _evidence(
+        self, owner: Owner, spec: ModelRolloutSpec, rollout: ModelRollout, config_map: Object | None, now: datetime
+    ) -> Evidence:
+        try:
+            stored = from_config_map(config_map, owner.uid)
+        except LedgerError as error:
+            return Evidence(config_map=config_map, damaged=str(error))
+        if stored is None or rollout.status.finish not in (None, "Promoted"):
+            return Evidence(stored=stored, config_map=config_map, current=stored)
+        url = spec.analysis.prometheus.url or self._site.prometheus_url
+        allowed = (*self._site.allowed_urls, self._site.prometheus_url)
+        if not url or not url_allowed(url, allowed):
+            problem = Unavailable(
+                "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
+            )
+            return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
+        read = await read_evidence(self._prometheus, _wish(owner, spec, stored, url), stored, now.timestamp())
+        return Evidence(
+            stored=stored,
+            config_map=config_map,
+            current=read.current,
+            metrics=read.metrics,
+            labels=read.labels,
+            scraped_replicas=read.scraped_replicas,
+            requests_per_second=read.requests_per_second,
+            control_down=read.control_down,
+        )
+
+
+def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
+    custom = tuple(
+        (g.name, g.gate.bad, g.gate.total)
+        for g in named_gates(spec)
+        if g.metric == "custom" and g.gate.bad and g.gate.total
+    )
+    return Wish(
+        url=url,
+        gateway=spec.gateway_ref,
+        wanted=Wanted(rollout_key(owner.uid), ledger.version, edges(spec), cost_limit(spec), custom),
+        shadow=any(step.shadow for step in spec.steps),
+        satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
+    )
+
+
+def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
+    if config_map is None:
+        return None
+    text = (config_map.get("data") or {}).get(GATEWAY_KEY)
+    if not text:
+        return f"ConfigMap {config_map['metadata']['name']} has no key {GATEWAY_KEY}"
+    try:
+        return GatewayConfig.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        return f"ConfigMap {config_map['metadata']['name']}, key {GATEWAY_KEY}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}"[:512]
+    return str(error).replace("\n", " ")[:512]
+
+
+def _neighbour(obj: Object) -> Neighbour:
+    metadata = obj["metadata"]
+    return Neighbour(
+        name=str(metadata["name"]),
+        uid=str(metadata["uid"]),
+        finish=(obj.get("status") or {}).get("finish"),
+        deleting=bool(metadata.get("deletionTimestamp")),
+    )
+
+
+def _ready(pod: Object) -> bool:
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    conditions: list[dict[str, Any]] = (pod.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+
+
+def _ops_port(pod: Object) -> int:
+    """The container port named `ops`, else the contract's."""
+    for container in (pod.get("spec") or {}).get("containers") or []:
+        for port in container.get("ports") or []:
+            if port.get("name") == "ops":
+                return int(port["containerPort"])
+    return PORT_OPS

@@ -1,0 +1,229 @@
+"""From a finished draft to a plan: checkpoint, status, route and children. Pure.
+
+Route and children follow from the status that is about to be committed, so a crash after the commit only means that
+the next pass does them.
+"""
+
+from __future__ import annotations
+
+from cutover.api.modelrollout import GatewayReport
+from cutover.contract import ROLLOUT_NONE
+from cutover.route import Arm, Route
+
+from cutover_operator.evidence.ledger import EPOCH_SECONDS
+from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
+from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
+from cutover_operator.port import DEPLOYMENTS, SERVICES
+from cutover_operator.rollout import resources, routing
+from cutover_operator.rollout.candidate import candidate_arm
+from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, step_title
+from cutover_operator.rollout.gates import steps_hash
+from cutover_operator.rollout.serving import health
+
+CHECKPOINT_SECONDS = 300.0
+OUT_OF_SYNC_SECONDS = 1.0
+
+
+def settle(draft: Draft) -> Plan:
+    before: list[Action] = []
+    after: list[Action] = []
+    _checkpoint(draft, before)
+    _route(draft, before, after)
+    _children(draft, after)
+    if draft.finalizer is not None:
+        after.append(SetFinalizer(draft.finalizer))
+    _columns(draft)
+    status = draft.status.model_copy(
+        update={
+            "observed_generation": draft.world.generation,
+            "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
+        }
+    )
+    return Plan(
+        status=status.to_wire(),
+        before=tuple(before),
+        after=tuple(after),
+        notices=tuple(draft.notices),
+        again_in_seconds=draft.again_in_seconds,
+    )
+
+
+def _checkpoint(draft: Draft, before: list[Action]) -> None:
+    """Keep the ledger before anything that stands on it; otherwise every five minutes, with a drift epoch every 12 h."""
+    ledger, stored = draft.ledger, draft.world.evidence.stored
+    if ledger is None or draft.world.deleted_at is not None:
+        return
+    now = draft.now.timestamp()
+    active = draft.running or draft.promoted
+    if active and draft.status.step_confirmed_at and now - max((m.at for m in ledger.marks), default=now) >= EPOCH_SECONDS:
+        ledger = ledger.with_mark(now)
+        draft.ledger_due = True
+    due = draft.ledger_due or (active and now - ledger.written_at >= CHECKPOINT_SECONDS)
+    if not due:
+        return
+    if stored is not None and stored.revision > ledger.revision:
+        ledger = ledger.at_revision(stored.revision)
+    ledger = ledger.stamped(now)
+    obj = to_config_map(ledger, draft.owner, draft.world.evidence.config_map)
+    if len(obj["data"]["ledger.json"]) > SIZE_LIMIT_BYTES:
+        draft.notice("LedgerTooLarge", "the evidence ledger outgrew its ConfigMap; the last checkpoint stays", "Warning")
+        return
+    before.append(Swap(obj))
+    draft.ledger = ledger
+    draft.set(ledger=draft.ledger_ref(ledger))
+
+
+# ---------------------------------------------------------------- route
+def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
+    if not (draft.holds_route or draft.taking_route):
+        return
+    wanted = _wanted_route(draft)
+    if wanted is None:
+        return
+    world = draft.world
+    generation = routing.next_generation(world.route, draft.status.route_generation, wanted)
+    wanted = wanted.model_copy(update={"generation": generation})
+    draft.set(
+        route_generation=generation,
+        control_version=wanted.control.version,
+        candidate_version=draft.status.candidate_version or (wanted.candidate.version if wanted.candidate else ""),
+    )
+    if wanted == world.route and draft.holds_route:
+        return
+    swap = Swap(
+        routing.config_map(world.route_map, world.namespace, draft.spec.gateway_ref, wanted, world.uid)
+    )
+    (before if draft.taking_route else after).append(swap)
+    draft.again(min(OUT_OF_SYNC_SECONDS, draft.interval_seconds))
+
+
+def _wanted_route(draft: Draft) -> Route | None:
+    control = draft.control()
+    if control is None:
+        return None
+    candidate = _candidate_in_route(draft)
+    current = draft.world.route
+    position = routing.Position(
+        rollout_key=draft.key,
+        rollout_name=draft.world.name,
+        uid=draft.world.uid,
+        control=control,
+        candidate=candidate,
+        weight_percent=draft.status.weight,
+        shadow_percent=draft.status.shadow,
+        promoted=draft.promoted,
+        label_probability=_label_probability(draft),
+    )
+    if draft.config is not None:
+        try:
+            return routing.render(draft.spec, draft.config, position, 0)
+        except KeyError:
+            pass
+    if current is None:
+        return None
+    # The gateway's configuration cannot be used now; what is in force stays, but traffic can still be taken away.
+    return current.model_copy(
+        update={
+            "control": control,
+            "candidate": candidate,
+            "rollout": draft.key if candidate else ROLLOUT_NONE,
+            "rollout_name": draft.world.name if candidate else "",
+            "promoted": draft.promoted and candidate is not None,
+            "weight_basis_points": draft.status.weight * 100 if candidate else 0,
+            "shadow_basis_points": draft.status.shadow * 100 if candidate else 0,
+        }
+    )
+
+
+def _candidate_in_route(draft: Draft) -> Arm | None:
+    if not (draft.running or draft.promoted) or (draft.world.deleted_at and not draft.orphan_children):
+        return None
+    route = draft.world.route
+    in_force = route.candidate if route is not None and route.rollout == draft.key else None
+    if draft.model is None:
+        return in_force
+    arm = candidate_arm(draft.spec, draft.model, draft.world.name, draft.world.namespace)
+    # A model edited after the start is not what was tested.
+    return in_force if in_force is not None and arm.version != draft.status.candidate_version else arm
+
+
+def _label_probability(draft: Draft) -> float:
+    route = draft.world.route
+    current = 0.0
+    if route is not None and route.rollout == draft.key:
+        current = max(route.labels.probability.values(), default=0.0)
+    evidence = draft.world.evidence
+    return routing.label_probability(draft.spec.analysis.labels.per_hour, evidence.requests_per_second, current)
+
+
+# ---------------------------------------------------------------- children
+def _children(draft: Draft, after: list[Action]) -> None:
+    world, spec = draft.world, draft.spec
+    if draft.remove_children:
+        for resource, live in ((DEPLOYMENTS, world.deployment), (SERVICES, world.service)):
+            if live is not None and not live["metadata"].get("deletionTimestamp"):
+                after.append(
+                    Delete(resource, world.namespace, live["metadata"]["name"], live["metadata"].get("uid"))
+                )
+        return
+    if spec.serving.engine == "external" or draft.model is None:
+        return
+    owned = not draft.orphan_children
+    wanted = (
+        resources.deployment(spec, draft.model, draft.owner, world.site.images, owned),
+        resources.service(draft.owner, owned),
+    )
+    if draft.orphan_children:
+        after.extend(Apply(obj) for obj in wanted)
+    elif draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
+        same_model = draft.status.candidate_version in ("", draft.model.version)
+        for obj, live in zip(wanted, (world.deployment, world.service), strict=True):
+            if same_model and not resources.contains(live, obj):
+                after.append(Apply(obj))
+
+
+# ---------------------------------------------------------------- columns and conditions
+def _columns(draft: Draft) -> None:
+    status, world = draft.status, draft.world
+    for type_ in CONDITIONS:
+        if type_ not in draft.conditions:
+            draft.condition(type_, "Unknown", "NotYetObserved")
+    active = status.phase in ("Starting", *RUNNING) or draft.promoted
+    started = bool(status.steps)
+    draft.set(
+        steps_hash=status.steps_hash or steps_hash(draft.spec),
+        step_text=f"{status.step + 1}/{len(draft.spec.steps)} {step_title(draft.step)}" if started else "",
+        gateways=[
+            GatewayReport(pod=pod.name, generation=pod.report.generation)
+            for pod in world.gateways[:64]
+            if pod.report is not None
+        ],
+    )
+    if draft.verdicts:
+        first = next((v for v in draft.verdicts if v.gate.metric == "accuracy"), None)
+        if first is not None and first.value is not None:
+            draft.set(accuracy_text=f"{first.value:.2f} (n={first.samples})")
+        draft.set(gates=[v.to_status() for v in draft.verdicts])
+    if active and status.phase != "Starting" and draft.world.deleted_at is None:
+        late = draft.out_of_sync()
+        draft.condition(
+            "RouteInSync",
+            "False" if late else "True",
+            "Waiting" if late else "Confirmed",
+            late or f"every gateway pod serves route {draft.status.route_generation}",
+        )
+        if late:
+            draft.again(min(OUT_OF_SYNC_SECONDS, draft.interval_seconds))
+    if active:
+        pods = health(world)
+        draft.condition("CandidateServing", "True" if pods.any_ready else "False", pods.reason, pods.message)
+    serving = draft.conditions["CandidateServing"].status == "True"
+    ready = draft.promoted and serving
+    draft.condition("Ready", "True" if ready else "False", draft.status.reason or draft.status.phase, draft.status.message)
+    if not draft.condition_is("Stalled", "True") or draft.blocked is None:
+        _unstall(draft)
+
+
+def _unstall(draft: Draft) -> None:
+    if draft.blocked is None and draft.status.phase != "Pending":
+        draft.condition("Stalled", "False", "NotStalled")

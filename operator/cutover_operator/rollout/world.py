@@ -1,0 +1,114 @@
+"""What a decision about a rollout looks at: frozen values, whatever could fail already turned into one. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus
+from cutover.route import GatewayConfig, Route, RouteReport
+
+from cutover_operator.evidence.ledger import Ledger
+from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.rollout.resources import Images
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the operator's own settings say."""
+
+    prometheus_url: str
+    allowed_urls: tuple[str, ...]
+    images: Images
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another ModelRollout of the namespace."""
+
+    name: str
+    uid: str
+    finish: str | None
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPod:
+    """A gateway replica that is ready, with what it reports or why it does not."""
+
+    name: str
+    report: RouteReport | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The checkpoint as stored, and what it amounts to with the samples since."""
+
+    stored: Ledger | None = None
+    config_map: dict[str, Any] | None = None
+    damaged: str = ""
+    """Why the stored ledger cannot be read; empty when it can, or when there is none."""
+    current: Ledger | None = None
+    metrics: Unavailable | None = None
+    """Why the gateway's metrics cannot be judged now; None when they can."""
+    labels: Unavailable | None = None
+    scraped_replicas: int = 0
+    requests_per_second: float | None = None
+    control_down: bool = False
+    """A gateway's breaker for the control is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    obj: dict[str, Any]
+    """The parent as stored."""
+    spec: ModelRolloutSpec
+    status: ModelRolloutStatus
+    site: Site
+    gateway: GatewayConfig | str | None = None
+    """The chart's configuration; a text says why it cannot be read; None that there is none."""
+    known_gateways: tuple[str, ...] = ()
+    route_map: dict[str, Any] | None = None
+    route: Route | None = None
+    rollouts: tuple[Neighbour, ...] = ()
+    training_run: dict[str, Any] | None = None
+    deployment: dict[str, Any] | None = None
+    service: dict[str, Any] | None = None
+    pods: tuple[dict[str, Any], ...] = ()
+    """The candidate's pods."""
+    gateways: tuple[GatewayPod, ...] = ()
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @property
+    def name(self) -> str:
+        return str(self.obj["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.obj["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.obj["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.obj["metadata"].get("generation", 0))
+
+    @property
+    def deleted_at(self) -> str | None:
+        stamp = self.obj["metadata"].get("deletionTimestamp")
+        return str(stamp) if stamp else None
+
+    @property
+    def finalizers(self) -> list[str]:
+        return list(self.obj["metadata"].get("finalizers") or [])
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A parent whose spec is not one; the API server's schema normally refuses it."""
+
+    obj: dict[str, Any]
+    message: str

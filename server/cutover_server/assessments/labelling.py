@@ -1,0 +1,89 @@
+"""What people say: labels of surveyors, with their history, and the users' thumbs.
+
+A label repeated changes nothing; a changed one is a new line of the history. A label after the deadline never moves the
+totals: it is kept for training and counted as a correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import insert, select, update
+
+from cutover_server.assessments.cohorts import labels_of
+from cutover_server.assessments.database import Clock, Database
+from cutover_server.assessments.maturity import Request, judged_answers, prevailing
+from cutover_server.assessments.schema import assessments, correction_totals, feedback, labels, shadows
+
+
+class UnknownAssessment(LookupError):
+    """No such request, or its answers were deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    truth: dict[str, str]
+    """The prevailing label, of all labellers."""
+    changed: bool
+    late: bool
+    """Given after the deadline: kept, and not part of the totals."""
+
+
+async def validate(
+    database: Database, clock: Clock, identity: str, labeller: str, values: Mapping[str, str], comment: str
+) -> Validated:
+    """Keeps a label whose values are already checked against the task."""
+    async with database.write() as connection:
+        # The lock orders this label against the row's maturity; the clock is read behind it for the same reason.
+        row = (
+            await connection.execute(
+                select(assessments).where(assessments.c.id == identity).with_for_update()
+            )
+        ).one_or_none()
+        if row is None or row.erased:
+            raise UnknownAssessment(identity)
+        now = clock()
+        late = row.sampled and (row.open_due_at is None or now > row.due_at)
+        given = (await labels_of(connection, [identity]))[identity]
+        last = next((label for label in reversed(given) if label.labeller == labeller), None)
+        if last is not None and dict(last.values) == dict(values):
+            return Validated(prevailing(given), changed=False, late=late)
+        await connection.execute(
+            insert(labels).values(
+                request_id=identity,
+                labeller=labeller,
+                labels=dict(values),
+                comment=comment,
+                labelled_at=now,
+            )
+        )
+        truth = prevailing((await labels_of(connection, [identity]))[identity])
+        await connection.execute(
+            update(assessments).where(assessments.c.id == identity).values(truth=truth, validated=True)
+        )
+        if late:
+            shadow = (
+                await connection.execute(select(shadows.c.candidate).where(shadows.c.request_id == identity))
+            ).scalar_one_or_none()
+            judged = judged_answers(Request(row.chosen, row.outcome, row.control, row.candidate, shadow))
+            keys = {(row.rollout, answer.arm, answer.version): (1,) for answer in judged}
+            await database.add(connection, correction_totals, keys)
+    return Validated(truth, changed=True, late=late)
+
+
+async def give_feedback(
+    database: Database, now: float, identity: str, client: str, score: str, comment: str
+) -> bool:
+    """Keeps a thumb up or down, once per request and client: the first stands. Returns whether it was new.
+
+    The request may still be on its way from the gateway: the thumb waits for it.
+    """
+    statement = (
+        database.insert(feedback)
+        .values(request_id=identity, client=client, score=score, comment=comment, given_at=now, counted=False)
+        .on_conflict_do_nothing()
+        .returning(feedback.c.request_id)
+    )
+    async with database.write() as connection:
+        return (await connection.execute(statement)).first() is not None

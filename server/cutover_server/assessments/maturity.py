@@ -1,0 +1,132 @@
+"""What a request adds to the label totals once its deadline has passed. Decides from values; no clock, no database.
+
+The rules:
+- a label counts when it was given by the deadline; of one labeller the last one, of several the majority per field,
+  and between equal counts the value whose newest label is newest;
+- the chosen arm is judged when it was asked, and the candidate's mirrored answer when it arrived in time;
+- an arm that was asked and gave no valid answer is wrong wherever there is a label;
+- a field without a label is missing, for every arm alike: the arm's answer never decides whether it is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cutover.contract import FIELD_OVERALL
+from cutover.task import Task, score
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    labeller: str
+    values: Mapping[str, str]
+    labelled_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The part of a stored request that its maturity depends on."""
+
+    chosen: str
+    outcome: str
+    control: Mapping[str, Any] | None
+    candidate: Mapping[str, Any] | None
+    shadow: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer that labels are compared with."""
+
+    arm: str
+    version: str
+    answer: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    arm: str
+    version: str
+    field: str
+    result: str
+    """One of `contract.LABEL_RESULTS`."""
+
+
+def judged_answers(request: Request) -> list[Judged]:
+    """The answers of a request that count for their arms.
+
+    A request the client got wrong counts for nobody. A deferred answer was not kept, so it is not judged.
+    """
+    if request.outcome == "rejected":
+        return []
+    judged: list[Judged] = []
+    if request.chosen == "control":
+        if request.control is not None:
+            judged.append(_judged("control", request.control))
+        # A gateway that has the mirrored answer in time may put it into the record itself.
+        mirrored = request.shadow or request.candidate
+        if mirrored is not None:
+            judged.append(_judged("candidate", mirrored))
+    elif request.candidate is not None and request.outcome != "deferred":
+        judged.append(_judged("candidate", request.candidate))
+    return judged
+
+
+def counts_as_shadow(arrived_at: float, due_at: float, stored_at: float) -> bool:
+    """Whether a mirrored answer came in time: by the deadline, or with a record that was itself delivered late."""
+    return arrived_at <= max(due_at, stored_at)
+
+
+def prevailing(labels: Iterable[Label], by: float | None = None) -> dict[str, str]:
+    """The truth according to the labels given by a moment; labels in the order they were given."""
+    last: dict[str, tuple[int, Label]] = {}
+    for order, label in enumerate(labels):
+        if by is None or label.labelled_at <= by:
+            last[label.labeller] = (order, label)
+    votes: dict[str, dict[str, tuple[int, int]]] = {}
+    for order, label in last.values():
+        for field, value in label.values.items():
+            count, newest = votes.setdefault(field, {}).get(value, (0, -1))
+            votes[field][value] = (count + 1, max(newest, order))
+    return {field: max(values, key=lambda value: values[value]) for field, values in sorted(votes.items())}
+
+
+def results(task: Task, request: Request, truth: Mapping[str, str]) -> list[Result]:
+    """What the request adds to the totals: one result per judged answer and field."""
+    found: list[Result] = []
+    for judged in judged_answers(request):
+        right = score(task, judged.answer, truth)
+        for field in (*task.scored_fields, FIELD_OVERALL):
+            verdict = "missing" if field not in right else "right" if right[field] else "wrong"
+            found.append(Result(judged.arm, judged.version, field, verdict))
+    return found
+
+
+def check_labels(task: Task, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with a person's label: field, value and what is allowed. Empty when nothing is."""
+    problems: list[dict[str, Any]] = [
+        _problem(field, value, list(task.scored_fields), f"{field!r} is not a scored field")
+        for field, value in values.items()
+        if field not in task.scored_fields
+    ]
+    for field in task.scored_fields:
+        allowed = task.classes(field)
+        if field in values and values[field] not in allowed:
+            problems.append(
+                _problem(field, values[field], allowed, f"{values[field]!r} is not a class of {field}")
+            )
+    if not values:
+        fields: Sequence[str] = task.scored_fields
+        problems.append(_problem("labels", values, list(fields), "a label needs at least one field"))
+    return problems
+
+
+def _problem(field: str, value: Any, allowed: list[str], what: str) -> dict[str, Any]:
+    return {"field": field, "value": value, "allowed": allowed, "message": f"{what}; use one of {allowed}"}
+
+
+def _judged(arm: str, answer: Mapping[str, Any]) -> Judged:
+    valid = answer.get("answer")
+    return Judged(arm, str(answer.get("version", "")), valid if isinstance(valid, Mapping) else None)

@@ -1,0 +1,153 @@
+"""A chat completion request: what the gateway needs of it, and the bodies made from it. Pure.
+
+The body is parsed once. Its pictures are found but not opened here; the bodies for an arm and for the record are made
+once the pictures are at hand. Only what the gateway itself reads is checked: everything else is between caller and arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from cutover.contract import HEADER_ASSESSMENT_ID
+from cutover.route import Arm
+from cutover.task import Task
+
+from cutover_server.gateway.openai_shape import ApiError
+
+MAX_PICTURES = 16
+MAX_TEXT_BYTES = 1_000_000
+"""Of the messages without their pictures: what one record may hold."""
+MAX_KEY_CHARACTERS = 256
+TOP_LOGPROBS = 5
+_OURS = ("stream", "stream_options", "model", "messages", "metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    document: dict[str, Any]
+    assessment_id: str | None
+    """The caller's key; none when it gave none."""
+    picture_urls: tuple[str, ...]
+    """In the order in which they stand in the messages."""
+    stream: bool
+    include_usage: bool
+    wants_logprobs: bool
+
+
+def read_request(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
+    """Raises ApiError, a 400 or 413 that names the field."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The request body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise ApiError(400, "messages: a list of at least one message object is needed.", param="messages")
+    if document.get("n", 1) not in (1, None):
+        raise ApiError(400, "n: only one choice per request is served; leave n out.", param="n")
+    urls = tuple(_picture_url(part) for message in messages for part in _picture_parts(message))
+    if len(urls) > MAX_PICTURES:
+        raise ApiError(
+            400, f"messages: {len(urls)} pictures; at most {MAX_PICTURES} are served.", param="messages"
+        )
+    if len(body) > MAX_TEXT_BYTES and len(body) - sum(map(len, urls)) > MAX_TEXT_BYTES:
+        raise ApiError(413, f"messages: more than {MAX_TEXT_BYTES} bytes besides pictures.", param="messages")
+    options = document.get("stream_options")
+    return ChatRequest(
+        document=document,
+        assessment_id=_assessment_id(document, headers),
+        picture_urls=urls,
+        stream=document.get("stream") is True,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        wants_logprobs=document.get("logprobs") is True,
+    )
+
+
+def body_for_arm(
+    request: ChatRequest, arm: Arm, data_urls: Sequence[str], task: Task, measured: bool
+) -> bytes:
+    """The body an arm gets: its model, pictures inline, no stream.
+
+    `measured` asks for the log-probabilities the confidence needs and bounds the answer's length; it is for arms we
+    serve ourselves.
+    """
+    document = {key: value for key, value in request.document.items() if key not in _OURS}
+    document["model"] = arm.model
+    document["messages"] = _with_pictures(request.document["messages"], data_urls)
+    metadata = request.document.get("metadata")
+    if isinstance(metadata, dict):
+        kept = {key: value for key, value in metadata.items() if key != "assessment_id"}
+        if kept:
+            document["metadata"] = kept
+    if measured:
+        asked = document.get("top_logprobs")
+        document["logprobs"] = True
+        document["top_logprobs"] = max(asked, TOP_LOGPROBS) if isinstance(asked, int) else TOP_LOGPROBS
+        if document.get("max_tokens") is None and document.get("max_completion_tokens") is None:
+            document["max_tokens"] = task.max_answer_tokens
+    return orjson.dumps(document)
+
+
+def messages_for_record(request: ChatRequest, digests: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages as they are written down: each picture by its digest."""
+    return _with_pictures(request.document["messages"], [f"sha256:{digest}" for digest in digests])
+
+
+def _with_pictures(messages: list[dict[str, Any]], urls: Sequence[str]) -> list[dict[str, Any]]:
+    following = iter(urls)
+    result = []
+    for message in messages:
+        if not isinstance(message.get("content"), list):
+            result.append(message)
+            continue
+        content = []
+        for part in message["content"]:
+            if _is_picture(part):
+                told = part["image_url"]
+                extra = (
+                    {key: value for key, value in told.items() if key != "url"}
+                    if isinstance(told, dict)
+                    else {}
+                )
+                part = {**part, "image_url": {"url": next(following), **extra}}
+            content.append(part)
+        result.append({**message, "content": content})
+    return result
+
+
+def _picture_parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    return [part for part in content if _is_picture(part)] if isinstance(content, list) else []
+
+
+def _is_picture(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
+
+
+def _picture_url(part: dict[str, Any]) -> str:
+    told = part.get("image_url")
+    url = told.get("url") if isinstance(told, dict) else told
+    if not isinstance(url, str) or not url:
+        raise ApiError(400, "image_url: a URL, or an object with a url, is needed.", param="messages")
+    return url
+
+
+def _assessment_id(document: dict[str, Any], headers: Mapping[str, str]) -> str | None:
+    metadata = document.get("metadata")
+    named = metadata.get("assessment_id") if isinstance(metadata, dict) else None
+    key = headers.get(HEADER_ASSESSMENT_ID) or named
+    if key is None or key == "":
+        return None
+    if not isinstance(key, str) or len(key) > MAX_KEY_CHARACTERS or not key.isprintable():
+        raise ApiError(
+            400,
+            f"assessment id: printable text of at most {MAX_KEY_CHARACTERS} characters is needed "
+            f"(header {HEADER_ASSESSMENT_ID} or metadata.assessment_id).",
+            param="metadata",
+        )
+    return key

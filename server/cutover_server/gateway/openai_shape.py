@@ -1,0 +1,83 @@
+"""The shapes OpenAI clients expect: errors, completions under our id, and a finished answer told as a stream. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+_PIECE_CHARACTERS = 64
+
+
+class ApiError(Exception):
+    """An answer that is an error, in OpenAI's shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+        self.extra_headers: dict[str, str] = {}
+
+    def body(self) -> bytes:
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_seconds is None:
+            return dict(self.extra_headers)
+        return {**self.extra_headers, "retry-after": str(max(1, round(self.retry_after_seconds)))}
+
+
+def rewritten(
+    completion: dict[str, Any], request_id: str, model: str, created: int, keep_logprobs: bool
+) -> dict[str, Any]:
+    """The completion as the caller gets it: our id, the model that served, and no log-probabilities unless asked for."""
+    choices = completion.get("choices") or []
+    if not keep_logprobs:
+        choices = [{**choice, "logprobs": None} for choice in choices if isinstance(choice, dict)]
+    return {
+        **completion,
+        "id": request_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": choices,
+    }
+
+
+def as_stream(completion: dict[str, Any], include_usage: bool) -> Iterator[bytes]:
+    """The server-sent events of a finished completion: role, text in pieces, finish reason, usage if asked, [DONE]."""
+    head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    blank: dict[str, Any] = {"usage": None} if include_usage else {}
+    choice = completion["choices"][0]
+    text = choice["message"].get("content") or ""
+
+    def event(delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+        one = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return b"data: " + orjson.dumps({**head, "choices": [one], **blank}) + b"\n\n"
+
+    yield event({"role": "assistant", "content": ""})
+    for at in range(0, len(text), _PIECE_CHARACTERS):
+        # Log-probabilities go with the first piece: pieces are ours and do not follow the model's tokens.
+        yield event(
+            {"content": text[at : at + _PIECE_CHARACTERS]},
+            logprobs=choice.get("logprobs") if at == 0 else None,
+        )
+    yield event({}, choice.get("finish_reason") or "stop")
+    if include_usage:
+        yield b"data: " + orjson.dumps({**head, "choices": [], "usage": completion.get("usage")}) + b"\n\n"
+    yield b"data: [DONE]\n\n"

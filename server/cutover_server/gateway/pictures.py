@@ -1,0 +1,88 @@
+"""Pictures of a request: opened, fetched if they stand elsewhere, and named by their digest.
+
+A `data:` URL is decoded, an http(s) URL is fetched by the guarded fetcher and inlined, so that no arm opens a URL a
+caller gave and every arm sees the same bytes. Large work happens in a thread. A picture that cannot be had is the
+caller's 400 when the URL is refused, and a 502 when the server behind it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+from cutover.fetch import FetchFailed, FetchPolicy, FetchRefused, fetch_bytes, read_data_url
+
+from cutover_server.gateway.openai_shape import ApiError
+
+_INLINE_CHARACTERS = 65_536
+"""Below this, decoding on the loop is cheaper than a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    digest: str
+    """SHA-256 in hex."""
+    body: bytes
+    data_url: str
+
+
+async def open_pictures(
+    urls: tuple[str, ...],
+    policy: FetchPolicy,
+    session: aiohttp.ClientSession,
+    reserve: Callable[[int], None],
+) -> list[Picture]:
+    """The pictures in order. `reserve` is told of bytes that were not part of the request; it may raise ApiError."""
+    if len(urls) == 1:
+        return [await _open(urls[0], policy, session, reserve)]
+    tasks = [asyncio.ensure_future(_open(url, policy, session, reserve)) for url in urls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _open(
+    url: str, policy: FetchPolicy, session: aiohttp.ClientSession, reserve: Callable[[int], None]
+) -> Picture:
+    try:
+        if url[:5].lower() == "data:":
+            if len(url) <= _INLINE_CHARACTERS:
+                return _decode(url, policy.max_bytes)
+            return await asyncio.to_thread(_decode, url, policy.max_bytes)
+        fetched = await fetch_bytes(url, policy, session)
+    except FetchRefused as refused:
+        raise ApiError(400, f"image_url: {refused}", param="messages", code="invalid_image_url") from None
+    except FetchFailed as failed:
+        raise ApiError(
+            502, f"image_url: {failed}", "api_error", param="messages", code="image_not_available"
+        ) from None
+    if not fetched.content_type.startswith("image/"):
+        shown = fetched.content_type[:60] or "no media type"
+        raise ApiError(
+            400,
+            f"image_url: the server answered with {shown}, not a picture.",
+            param="messages",
+            code="invalid_image_url",
+        )
+    reserve(3 * len(fetched.body))
+    return await asyncio.to_thread(_inline, fetched.body, fetched.content_type)
+
+
+def _decode(url: str, max_bytes: int) -> Picture:
+    read = read_data_url(url, max_bytes)
+    if not read.content_type.startswith("image/"):
+        raise FetchRefused(url[:40], "the media type is not image/...")
+    if not read.body:
+        raise FetchRefused(url[:40], "the picture is empty")
+    return Picture(hashlib.sha256(read.body).hexdigest(), read.body, url)
+
+
+def _inline(body: bytes, content_type: str) -> Picture:
+    encoded = base64.b64encode(body).decode("ascii")
+    return Picture(hashlib.sha256(body).hexdigest(), body, f"data:{content_type};base64,{encoded}")

@@ -1,0 +1,55 @@
+"""How many bytes of requests the gateway holds at once, and when it says no. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cutover_server.gateway.openai_shape import ApiError
+
+SHADOW_SHARE = 0.5
+"""Mirrored copies are given up once this share of the limit is taken: callers go first."""
+
+
+@dataclass(slots=True)
+class Reservation:
+    budget: InFlight
+    held: int = 0
+
+    def add(self, size: int) -> None:
+        """Raises ApiError, a 503 with Retry-After, when the limit would be passed."""
+        if self.budget.used + size > self.budget.limit:
+            raise ApiError(
+                503,
+                "The gateway holds as many bytes of requests as it may; try again shortly.",
+                "server_error",
+                code="overloaded",
+                retry_after_seconds=1,
+            )
+        self.budget.used += size
+        self.held += size
+
+
+@dataclass(slots=True)
+class InFlight:
+    limit: int
+    used: int = 0
+
+    @contextmanager
+    def reservation(self) -> Iterator[Reservation]:
+        reservation = Reservation(self)
+        try:
+            yield reservation
+        finally:
+            self.used -= reservation.held
+
+    def take_if_calm(self, size: int) -> bool:
+        """For mirrored copies; give back with `give_back`."""
+        if self.used + size > self.limit * SHADOW_SHARE:
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self.used -= size

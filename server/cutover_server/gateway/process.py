@@ -1,0 +1,207 @@
+"""The life of a gateway process: put together, serve, drain, leave.
+
+It starts without the API server, the assessments service, or any arm. On SIGTERM it says it is not ready, waits for
+endpoints to forget it, lets requests in flight finish, flushes the spool and makes one attempt to deliver it; what is
+left waits on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import socket
+from collections.abc import Iterator
+
+import aiohttp
+import uvicorn
+from cutover.fetch import FetchPolicy, guarded_session
+from cutover.route import Route
+from starlette.applications import Starlette
+
+from cutover_server.gateway.app import Applications
+from cutover_server.gateway.arms import ArmCaller, outbound_session
+from cutover_server.gateway.breakers import Breakers
+from cutover_server.gateway.exchange import Exchange
+from cutover_server.gateway.metrics import GatewayMetrics
+from cutover_server.gateway.pressure import InFlight
+from cutover_server.gateway.route_board import RouteBoard
+from cutover_server.gateway.route_watch import ConfigMapWatch, FileWatch
+from cutover_server.gateway.sender import Sender
+from cutover_server.gateway.settings import Settings
+from cutover_server.gateway.shadow import Shadow
+from cutover_server.gateway.spool import Spool, claim_own_folder
+
+log = logging.getLogger(__name__)
+_FIRST_ROUTE_SECONDS = 5.0
+"""How long readiness waits to hear the route's source; then the cached or idle route will do."""
+_DELIVERY_SECONDS = 5.0
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process, which two servers share, and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve_until_told(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs until `stop` is set, and then drains."""
+    chance = random.SystemRandom().random
+    metrics = GatewayMetrics(settings.gateway)
+    breakers = Breakers(metrics.breaker, chance)
+    settings.spool.mkdir(parents=True, exist_ok=True)
+    folder = await asyncio.to_thread(claim_own_folder, settings.spool, settings.pod)
+    spool = Spool(folder, settings.max_spool_bytes)
+    policy = FetchPolicy(
+        allowed_hosts=settings.allowed_image_hosts, allowed_origins=settings.allowed_image_origins
+    )
+
+    async with contextlib.AsyncExitStack() as stack:
+        arms_session = await stack.enter_async_context(outbound_session(settings.connections))
+        own_session = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=30.0, sock_connect=5.0),
+                trust_env=False,
+            )
+        )
+        fetch_session = await stack.enter_async_context(guarded_session(policy))
+
+        def takes_force(route: Route) -> None:
+            breakers.follow(route)
+            metrics.route_in_force(route)
+
+        board = RouteBoard(
+            settings.config,
+            settings.spool / "route.json",
+            changed=takes_force,
+            refused=metrics.route_refused.inc,
+        )
+        sender = Sender(
+            spool,
+            settings.spool,
+            own_session,
+            settings.assessments_url,
+            settings.internal_token,
+            chance,
+            metrics.dead_letters.inc,
+        )
+        watch = _watch(settings, board, own_session)
+        in_flight = InFlight(settings.max_in_flight_bytes)
+        caller = ArmCaller(arms_session, settings.keys_folder)
+        shadow = Shadow(
+            caller,
+            metrics,
+            in_flight,
+            spool.append,
+            queue_length=settings.shadow_queue,
+            concurrency=settings.shadow_concurrency,
+            limit_seconds=settings.shadow_seconds,
+        )
+        exchange = Exchange(
+            settings.gateway,
+            board,
+            caller,
+            breakers,
+            spool,
+            shadow,
+            metrics,
+            policy,
+            fetch_session,
+            settings.last_arm_seconds,
+        )
+        faces = Applications(
+            exchange,
+            in_flight,
+            settings.max_body_bytes,
+            settings.client_token,
+            settings.pod,
+            refresh_gauges=lambda: metrics.spool_records.set(sender.waiting_records()),
+        )
+        app_server = _server(faces.for_callers(), settings.host, settings.port_app, settings.drain_seconds)
+        ops_server = _server(faces.for_operations(), settings.host, settings.port_ops, 1.0)
+
+        ops = asyncio.create_task(ops_server.serve())
+        watching = asyncio.create_task(watch.run())
+        sending = asyncio.create_task(sender.run())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
+        app = asyncio.create_task(app_server.serve())
+        await app_server.listening.wait()
+        faces.ready = True
+        log.info("gateway %s serves on port %d", settings.gateway, settings.port_app)
+
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, app, ops}, return_when=asyncio.FIRST_COMPLETED)
+        faces.ready = False
+        log.info("draining")
+        if stop.is_set():
+            await asyncio.sleep(settings.drain_delay_seconds)
+        app_server.should_exit = True
+        await asyncio.gather(app, return_exceptions=True)
+        await shadow.drain(min(10.0, settings.shadow_seconds))
+        for task in (watching, sending, stopping):
+            task.cancel()
+        await asyncio.gather(watching, sending, stopping, return_exceptions=True)
+        await sender.drain(_DELIVERY_SECONDS)
+        await spool.close()
+        ops_server.should_exit = True
+        await asyncio.gather(ops, return_exceptions=True)
+        if not stop.is_set():
+            raise RuntimeError("a server ended unasked; its port may be taken")
+    log.info("gone")
+
+
+def _watch(
+    settings: Settings, board: RouteBoard, session: aiohttp.ClientSession
+) -> ConfigMapWatch | FileWatch:
+    if settings.route_file is not None:
+        return FileWatch(settings.route_file, board.take)
+    return ConfigMapWatch(
+        session,
+        settings.kubernetes_url,
+        settings.account_folder,
+        settings.namespace,
+        settings.route_config_map or "",
+        board.take,
+        random.SystemRandom().random,
+    )
+
+
+def _server(app: Starlette, host: str, port: int, drain_seconds: float) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="httptools",
+            loop="uvloop",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=2048,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(drain_seconds) or 1,
+        )
+    )

@@ -1,0 +1,123 @@
+"""Mirrored requests: the candidate is asked beside the path, and its answer compared with the control's.
+
+Nothing here delays a caller. The queue is bounded in number and in bytes, and copies are the first thing given up
+under pressure, each counted. A pair agrees when every scored field does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cutover.records import ShadowUpdate
+from cutover.route import Arm
+from cutover.task import Task
+
+from cutover_server.gateway.arms import ArmCaller, Attempt
+from cutover_server.gateway.metrics import GatewayMetrics
+from cutover_server.gateway.pressure import InFlight
+from cutover_server.gateway.record import arm_answer
+from cutover_server.gateway.route_board import InForce
+from cutover_server.gateway.spool import SpoolFull
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A request to ask the candidate as well, and what the control answered."""
+
+    in_force: InForce
+    candidate: Arm
+    request_id: str
+    body: bytes
+    control_answer: Mapping[str, Any]
+
+
+def agreement(task: Task, control: Mapping[str, Any], attempt: Attempt) -> str:
+    """Value of the label `agreement`."""
+    if attempt.reading.kind == "invalid":
+        return "invalid"
+    answer = attempt.reading.answer
+    if answer is None:
+        return "error"
+    same = all(answer.get(field) == control.get(field) for field in task.scored_fields)
+    return "agree" if same else "disagree"
+
+
+class Shadow:
+    def __init__(
+        self,
+        caller: ArmCaller,
+        metrics: GatewayMetrics,
+        in_flight: InFlight,
+        write: Callable[[bytes], Awaitable[None]],
+        *,
+        queue_length: int,
+        concurrency: int,
+        limit_seconds: float,
+    ) -> None:
+        self._caller = caller
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._write = write
+        self._limit_seconds = limit_seconds
+        self._queue: asyncio.Queue[Copy] = asyncio.Queue(queue_length)
+        self._workers = [asyncio.create_task(self._work()) for _ in range(concurrency)]
+        self._draining = False
+
+    def offer(self, copy: Copy) -> None:
+        """Takes the copy or counts why not; never waits."""
+        route = copy.in_force.route
+        if self._draining:
+            self._metrics.shadow_dropped(route, "drain")
+        elif self._queue.full():
+            self._metrics.shadow_dropped(route, "queue_full")
+        elif not self._in_flight.take_if_calm(len(copy.body)):
+            self._metrics.shadow_dropped(route, "pressure")
+        else:
+            self._queue.put_nowait(copy)
+
+    async def drain(self, patience_seconds: float) -> None:
+        """Gives up what waits, lets what was asked finish."""
+        self._draining = True
+        while not self._queue.empty():
+            copy = self._queue.get_nowait()
+            self._in_flight.give_back(len(copy.body))
+            self._queue.task_done()
+            self._metrics.shadow_dropped(copy.in_force.route, "drain")
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await self._queue.join()
+        except TimeoutError:
+            log.warning("mirrored requests are given up at the end of the drain")
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    async def _work(self) -> None:
+        while True:
+            copy = await self._queue.get()
+            try:
+                await self._ask(copy)
+            except SpoolFull:
+                self._metrics.spool_full.inc()
+            except Exception:
+                log.exception("mirrored request %s failed", copy.request_id)
+            finally:
+                self._in_flight.give_back(len(copy.body))
+                self._queue.task_done()
+
+    async def _ask(self, copy: Copy) -> None:
+        route = copy.in_force.route
+        attempt = await self._caller.ask(
+            copy.candidate, copy.body, self._limit_seconds, route.task, copy.in_force.is_valid
+        )
+        result = agreement(route.task, copy.control_answer, attempt)
+        self._metrics.shadow_pair(route, copy.candidate.version, result, attempt.seconds)
+        update = ShadowUpdate(id=copy.request_id, candidate=arm_answer(attempt))
+        wire = update.model_dump_json(by_alias=True, exclude_none=True).encode()
+        await self._write(b'{"shadow":' + wire + b"}")

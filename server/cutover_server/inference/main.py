@@ -1,0 +1,28 @@
+"""`cutover-engine`: serve a model, or fetch one into a cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cutover_server.inference.settings import FetchSettings, read_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
+    if isinstance(settings, FetchSettings):
+        from cutover_server.inference.fetching import fetch_command
+
+        return fetch_command(settings)
+    # torch reads these when it is imported, which takes seconds: the other command does without it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from cutover_server.inference.process import serve
+
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,3 @@
+module cutover.dev/node/pause
+
+go 1.25.0

@@ -1,0 +1,288 @@
+"""The spool and its sender: on disk before the answer, delivered in the end, whatever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+from cutover_server.gateway.segments import frame, read_segment
+from cutover_server.gateway.sender import Sender
+from cutover_server.gateway.spool import Spool, SpoolFull, claim_own_folder
+from cutover_server.gateway.spool_folder import SpoolFolder
+from fakes.assessments_server import FakeAssessments
+from fakes.gateway_rig import INTERNAL_TOKEN, Rig, free_port, running, until
+from hypothesis import given
+from hypothesis import strategies as st
+
+PAYLOAD = st.binary(max_size=200).filter(lambda data: b"\n" not in data)
+
+
+@given(st.lists(PAYLOAD, max_size=20), st.integers(0, 5000))
+def test_a_torn_segment_gives_back_every_whole_line(payloads: list[bytes], cut: int) -> None:
+    data = b"".join(map(frame, payloads))
+    torn = data[: min(cut, len(data))]
+    content = read_segment(torn)
+    whole = torn.count(b"\n")
+    assert content.payloads == tuple(payloads[:whole])
+    assert content.damaged == ()
+
+
+@given(st.lists(PAYLOAD, min_size=1, max_size=10), st.data())
+def test_damage_costs_its_line_and_no_other(payloads: list[bytes], data: st.DataObject) -> None:
+    raw = bytearray(b"".join(map(frame, payloads)))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    if raw[at] == 10:
+        return
+    raw[at] = data.draw(st.integers(0, 255).filter(lambda value: value not in (10, raw[at])))
+    content = read_segment(bytes(raw))
+    assert len(content.payloads) + len(content.damaged) == len(payloads)
+    assert len(content.damaged) == 1
+
+
+def record(number: int, pictures: tuple[str, ...] = (), assessment: str | None = None) -> bytes:
+    return orjson.dumps(
+        {
+            "record": {
+                "id": f"r{number}",
+                "assessmentId": assessment or f"house-{number}",
+                "receivedAt": "2026-01-01T00:00:00+00:00",
+                "gateway": "main",
+                "task": "building-damage",
+                "chosen": "control",
+                "outcome": "ok",
+                "messages": [],
+                "pictures": list(pictures),
+            }
+        }
+    )
+
+
+def digest_of(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+class Post:
+    """A sender with its spool and a stand-in for the assessments service."""
+
+    def __init__(self, root: Path, session: aiohttp.ClientSession, port: int) -> None:
+        self.root, self.session, self.port = root, session, port
+        self.service = FakeAssessments(INTERNAL_TOKEN)
+        self.dead = 0
+
+    def open(self, instance: str = "gateway-0", max_bytes: int = 10_000_000) -> tuple[Spool, Sender]:
+        spool = Spool(claim_own_folder(self.root, instance), max_bytes)
+        sender = Sender(
+            spool,
+            self.root,
+            self.session,
+            f"http://127.0.0.1:{self.port}",
+            INTERNAL_TOKEN,
+            lambda: 0.5,
+            self.count_dead,
+        )
+        return spool, sender
+
+    def count_dead(self) -> None:
+        self.dead += 1
+
+
+@pytest.fixture
+async def post(tmp_path: Path) -> AsyncIterator[Post]:
+    async with aiohttp.ClientSession() as session:
+        made = Post(tmp_path, session, free_port())
+        async with running(made.service.app(), made.port):
+            yield made
+
+
+async def test_records_and_their_pictures_are_delivered_and_deleted(post: Post) -> None:
+    spool, sender = post.open()
+    body = b"picture"
+    for number in range(3):
+        await asyncio.gather(*spool.keep_pictures([(digest_of(body), body)]))
+        await spool.append(record(number, (digest_of(body),)))
+    assert spool.folder.records == 3
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r0", "r1", "r2"}
+    assert post.service.pictures == {digest_of(body): body}
+    assert post.service.problems == []
+    assert (spool.folder.records, spool.folder.bytes_used) == (0, 0)
+    assert not list(spool.folder.segments.iterdir())
+    assert not list(spool.folder.pictures.iterdir())
+    await spool.close()
+
+
+async def test_a_picture_still_named_by_a_waiting_record_stays(post: Post) -> None:
+    spool, sender = post.open()
+    body = b"picture"
+    digest = digest_of(body)
+    await asyncio.gather(*spool.keep_pictures([(digest, body)]))
+    await spool.append(record(1, (digest,)))
+    await spool.seal()
+    await asyncio.gather(*spool.keep_pictures([(digest, body)]))
+    await sender.deliver_some()
+    assert (spool.folder.pictures / digest).exists()
+    await spool.append(record(2, (digest,)))
+    while await sender.deliver_some():
+        pass
+    assert not (spool.folder.pictures / digest).exists()
+    await spool.close()
+
+
+async def test_an_absent_service_is_waited_for(post: Post) -> None:
+    post.service.status = 503
+    spool, sender = post.open()
+    task = asyncio.create_task(sender.run())
+    await asyncio.gather(*(spool.append(record(number)) for number in range(50)))
+    await asyncio.sleep(0.3)
+    assert sender.waiting_records() == 50
+    post.service.status = 200
+    await until(lambda: len(post.service.records) == 50)
+    await until(lambda: sender.waiting_records() == 0)
+    task.cancel()
+    await spool.close()
+
+
+@pytest.mark.parametrize("way", ["named in the reply", "whole batch refused"])
+async def test_a_poison_record_is_put_aside_and_holds_nobody_up(post: Post, way: str) -> None:
+    if way == "named in the reply":
+        post.service.poison_assessments = frozenset({"poison"})
+    else:
+        post.service.poison_batches = frozenset({"poison"})
+    spool, sender = post.open()
+    for number in range(9):
+        await spool.append(record(number, assessment="poison" if number == 4 else None))
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {f"r{number}" for number in range(9)} - {"r4"}
+    assert post.dead == 1
+    letters = (spool.folder.dead / "records.ndjson").read_text()
+    assert '\\"r4\\"' in letters
+    await spool.close()
+
+
+async def test_what_a_dead_process_left_is_delivered_by_the_next(post: Post) -> None:
+    spool, _ = post.open()
+    body, orphan = b"picture", b"of a request that was never answered"
+    await asyncio.gather(*spool.keep_pictures([(digest_of(body), body), (digest_of(orphan), orphan)]))
+    await spool.append(record(1, (digest_of(body),)))
+    await spool.append(record(2))
+    segment = next(spool.folder.segments.iterdir())
+    with segment.open("ab") as file:
+        file.write(frame(record(3))[:-10])  # torn by the crash
+    os.close(spool.folder._lock_descriptor)  # what the kernel does when the process dies
+    again, sender = post.open()
+    assert again.folder.path == spool.folder.path
+    assert again.folder.records == 2
+    assert not (again.folder.pictures / digest_of(orphan)).exists()
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r1", "r2"}
+    assert post.service.pictures == {digest_of(body): body}
+    await again.close()
+
+
+async def test_folders_of_dead_gateways_are_taken_over_and_live_ones_left_alone(post: Post) -> None:
+    dead, _ = post.open("gateway-dead")
+    await dead.append(record(1))
+    dead.folder.bury(b"{}", "unfit")
+    await dead.close()
+    alive, _ = post.open("gateway-alive")
+    await alive.append(record(2))
+    spool, sender = post.open("gateway-0")
+    task = asyncio.create_task(sender.run())
+    await until(lambda: "r1" in post.service.records)
+    await until(lambda: not dead.folder.path.exists())
+    assert "r2" not in post.service.records
+    assert len(list(spool.folder.dead.iterdir())) == 1, "dead letters move on"
+    task.cancel()
+    await spool.close()
+    await alive.close()
+
+
+async def test_two_processes_of_one_name_get_two_folders(tmp_path: Path) -> None:
+    first, second = claim_own_folder(tmp_path, "gateway-0"), claim_own_folder(tmp_path, "gateway-0")
+    assert first.path != second.path
+    assert SpoolFolder.claim(first.path) is None
+    first.release()
+    assert claim_own_folder(tmp_path, "gateway-0").path == first.path
+
+
+async def test_a_full_spool_says_so_and_takes_more_once_it_is_emptied(post: Post) -> None:
+    spool, sender = post.open(max_bytes=700)
+    await spool.append(record(1))
+    await spool.append(record(2))
+    with pytest.raises(SpoolFull):
+        await spool.append(record(3))
+    with pytest.raises(SpoolFull):
+        await asyncio.gather(*spool.keep_pictures([(digest_of(b"x" * 500), b"x" * 500)]))
+    while await sender.deliver_some():
+        pass
+    await spool.append(record(4))
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r1", "r2", "r4"}
+    await spool.close()
+
+
+async def test_a_disk_that_fails_leaves_nothing_half_written(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, sender = post.open()
+    await spool.append(record(1))
+    real = os.fdatasync
+
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(SpoolFull):
+        await spool.append(record(2))
+    monkeypatch.setattr(os, "fdatasync", real)
+    await spool.append(record(3))
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r1", "r3"}
+    assert post.dead == 0
+    await spool.close()
+
+
+async def test_a_damaged_line_is_put_aside(post: Post) -> None:
+    spool, _ = post.open()
+    for number in (1, 2, 3):
+        await spool.append(record(number))
+    segment = next(spool.folder.segments.iterdir())
+    await spool.close()
+    segment.write_bytes(segment.read_bytes().replace(b'"r2"', b'"rX"'))
+    again, sender = post.open()
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r1", "r3"}
+    assert post.dead == 1
+    await again.close()
+
+
+async def test_answers_go_out_when_the_spool_is_full_and_when_the_service_is_away(tmp_path: Path) -> None:
+    async with aiohttp.ClientSession() as session:
+        rig = Rig(tmp_path, session)
+        rig.settings["max_spool_bytes"] = 4_000
+        rig.assessments.status = 500
+        async with rig.all(rig.route()):
+            for number in range(8):
+                assert (await rig.ask(number)).status == 200
+            full = await rig.value("cutover_spool_full_total")
+            waiting = await rig.value("cutover_spool_records")
+            assert full > 0
+            assert full + waiting == 8
+            assert await rig.value("cutover_requests_total", outcome="ok") == 8
+            rig.assessments.status = 200
+            await until(lambda: len(rig.assessments.records) == waiting)
+            assert (await rig.ask(9)).status == 200
+            await until(lambda: len(rig.assessments.records) == waiting + 1)
+            assert rig.assessments.problems == []

@@ -1,0 +1,181 @@
+"""`cutover-trainer STAGE --config stage.yaml`: runs one stage and says how it ended.
+
+The end is said four times, in this order: DONE-<stage>.json in the artifacts (only when done), a JSON line on standard
+output, the termination log, the exit code. A stage that is done already answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from cutover.api.trainingrun import STAGES
+from cutover.contract import STAGE_CONFIG_PATH, TERMINATION_LIMIT_BYTES, TERMINATION_LOG, ExitCode
+from cutover.stages import StageConfig, StageName, StageResult, done_file
+from pydantic import ValidationError
+
+from cutover_trainer.joblog import log
+from cutover_trainer.manifest import digest_of
+from cutover_trainer.outcome import BadInput, StageEnded
+from cutover_trainer.stopping import Stop
+from cutover_trainer.storage import ArtifactStore
+
+ALL = "all"
+CONFIG_DIGEST = "configDigest"
+MAX_MESSAGE_CHARACTERS = 1500
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="cutover-trainer", description=__doc__)
+    parser.add_argument("stage", choices=[*get_args(get_args(StageName)[1]), *STAGES, ALL])
+    parser.add_argument("--config", type=Path, default=Path(STAGE_CONFIG_PATH), help="StageConfig as YAML")
+    parsed = parser.parse_args(arguments)
+    stages: list[StageName] = list(STAGES) if parsed.stage == ALL else [parsed.stage]
+    try:
+        config = _read_config(parsed.config)
+    except BadInput as error:
+        return _ended(_result(stages[0], error), error.exit_code)
+    spec = config.spec.compute
+    stop = Stop(config.gpu_seconds_left, max(1, spec.gpus * spec.nodes))
+    stop.listen()
+    for stage in stages:
+        code = _run(stage, config, stop)
+        if code != ExitCode.DONE:
+            return code
+    return ExitCode.DONE
+
+
+def _read_config(path: Path) -> StageConfig:
+    try:
+        return StageConfig.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise BadInput("InvalidConfig", f"--config: {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise BadInput("InvalidConfig", f"--config: {path} is not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput("InvalidConfig", f"{where}: {first['msg']}") from None
+
+
+def _run(stage: StageName, config: StageConfig, stop: Stop) -> ExitCode:
+    scratch = Path(tempfile.mkdtemp(prefix=f"cutover-{stage}-", dir=os.environ.get("CUTOVER_SCRATCH")))
+    try:
+        store = ArtifactStore(config.artifacts)
+        known = _done_before(stage, config, store)
+        if known is not None:
+            return _ended(known, ExitCode.DONE)
+        log("stage", stage=stage, attempt=config.attempt)
+        done = _dispatch(stage, config, store, scratch, stop)
+        done = done.model_copy(
+            update={"details": {**done.details, CONFIG_DIGEST: config_digest(stage, config)}}
+        )
+        store.put(done_file(stage), done.model_dump_json(by_alias=True, exclude_none=True).encode())
+        return _ended(done, ExitCode.DONE)
+    except StageEnded as ended:
+        return _ended(_result(stage, ended), ended.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        return _ended(
+            StageResult(stage=stage, outcome="failed", reason="Unexpected", message=message), ExitCode.FAILED
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _dispatch(
+    stage: StageName, config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop
+) -> StageResult:
+    # Imported late: an answer from DONE and a refused configuration need no torch.
+    if stage == "export":
+        from cutover_trainer import export
+
+        return export.run(config, store, scratch)
+    if stage == "prepare":
+        from cutover_trainer import prepare
+
+        return prepare.run(config, store, scratch, stop)
+    if stage == "train":
+        from cutover_trainer import train
+
+        return train.run(config, store, scratch, stop)
+    if stage == "evaluate":
+        from cutover_trainer import evaluate
+
+        return evaluate.run(config, store, scratch, stop)
+    from cutover_trainer import register
+
+    return register.run(config, store, scratch, stop)
+
+
+def config_digest(stage: StageName, config: StageConfig) -> str:
+    """Digest of what the stage's outcome depends on, earlier stages included."""
+    spec = config.spec
+    parts = [config.task.to_wire(), spec.dataset.to_wire(), spec.base_model.to_wire()]
+    if stage in ("train", "evaluate", "register"):
+        parts.append(spec.fine_tune.to_wire())
+    if stage in ("evaluate", "register"):
+        parts.append(spec.evaluation.to_wire())
+    if stage == "register":
+        parts.append(spec.registry.to_wire())
+    return digest_of(parts)
+
+
+def _done_before(stage: StageName, config: StageConfig, store: ArtifactStore) -> StageResult | None:
+    try:
+        result = StageResult.model_validate_json(store.get(done_file(stage)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    if result.details.get(CONFIG_DIGEST) != config_digest(stage, config):
+        raise BadInput(
+            "ArtifactsOfAnotherSpec",
+            f"artifacts: {config.artifacts} holds the stage {stage} of another specification; use a new TrainingRun "
+            "or an empty folder",
+        )
+    return result
+
+
+def _result(stage: StageName, ended: StageEnded) -> StageResult:
+    return StageResult(
+        stage=stage,
+        outcome=ended.outcome,
+        reason=ended.reason,
+        message=ended.message[:MAX_MESSAGE_CHARACTERS],
+        evaluation=ended.evaluation,
+    )
+
+
+def _ended(result: StageResult, code: ExitCode) -> ExitCode:
+    log("result", **result.to_wire())
+    message = termination_message(result)
+    target = Path(os.environ.get("CUTOVER_TERMINATION_LOG", TERMINATION_LOG))
+    # Outside a pod there is none; the line above has said it.
+    with contextlib.suppress(OSError):
+        target.write_text(message)
+    return code
+
+
+def termination_message(result: StageResult) -> str:
+    """The result as JSON within the limit of the termination log."""
+    for shorter in (
+        result,
+        result.model_copy(update={"details": {}, "message": result.message[:MAX_MESSAGE_CHARACTERS]}),
+        result.model_copy(update={"details": {}, "message": result.message[:300], "evaluation": None}),
+    ):
+        text = shorter.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) < TERMINATION_LIMIT_BYTES:
+            break
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

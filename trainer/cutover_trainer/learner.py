@@ -1,0 +1,126 @@
+"""One optimiser step after another on the adapter, exactly repeatable from any step.
+
+The loss is the mean over the answer tokens of the whole batch, whatever the micro-batches. On a card that runs out of
+memory the micro-batch is halved, then activations are recomputed; only when one row does not fit is the run refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from cutover.api.trainingrun import Augmentation, FineTune
+
+from cutover_trainer.batches import Batch, BatchBuilder
+from cutover_trainer.joblog import log
+from cutover_trainer.models import Hardware, trainable
+from cutover_trainer.outcome import BadInput
+from cutover_trainer.schedule import Schedule
+
+MAX_GRADIENT_NORM = 1.0
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.01
+
+
+class Learner:
+    def __init__(
+        self,
+        model: Any,
+        hardware: Hardware,
+        schedule: Schedule,
+        settings: FineTune,
+        augmentation: Augmentation,
+    ) -> None:
+        self.model = model
+        self.parameters = trainable(model)
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=settings.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+        )
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.scaled)
+        self._hardware = hardware
+        self._schedule = schedule
+        self._settings = settings
+        self._augmentation = augmentation
+        self._micro_batch = settings.batch_size
+        self._recomputes = False
+
+    def step(self, step: int, builder: BatchBuilder, check: Callable[[], None]) -> float:
+        """Take a step and return its loss. `check` is called before each micro-batch and may raise: nothing changed then."""
+        rows = self._schedule.batch(step)
+        while True:
+            try:
+                loss = self._gradients(step, rows, builder, check)
+                break
+            except torch.OutOfMemoryError:
+                self._shrink()
+        if not math.isfinite(loss):
+            raise BadInput(
+                "TrainingDiverged",
+                f"fineTune.learningRate: the loss is {loss} at step {step} with {self._settings.learning_rate:g}; lower it",
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._schedule.learning_rate(step, self._settings.learning_rate)
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    def loss_on(self, builder: BatchBuilder, rows: Sequence[int], check: Callable[[], None]) -> float:
+        """Mean loss over the answer tokens without augmentation and dropout."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        with torch.no_grad():
+            for start in range(0, len(rows), self._micro_batch):
+                check()
+                batch = builder.plain(rows[start : start + self._micro_batch])
+                total += float(self._summed_loss(batch))
+                tokens += batch.tokens
+        return total / max(1, tokens)
+
+    def _gradients(
+        self, step: int, rows: Sequence[int], builder: BatchBuilder, check: Callable[[], None]
+    ) -> float:
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = builder.answer_tokens(rows)
+        total = 0.0
+        for part, start in enumerate(range(0, len(rows), self._micro_batch)):
+            check()
+            chosen = rows[start : start + self._micro_batch]
+            batch = builder.distorted(chosen, step, self._schedule, self._augmentation)
+            torch.manual_seed(self._schedule.dropout_seed(step, part))
+            loss = self._summed_loss(batch) / tokens
+            self.scaler.scale(loss).backward()
+            total += float(loss.detach())
+        return total
+
+    def _summed_loss(self, batch: Batch) -> Any:
+        hardware = self._hardware
+        mixed = hardware.dtype is not torch.float32
+        with torch.autocast(hardware.device.type, hardware.dtype, enabled=mixed):
+            logits = self.model(**batch.inputs, logits_to_keep=batch.kept).logits[:, -batch.kept :]
+        flat = logits.float().flatten(0, 1)
+        return torch.nn.functional.cross_entropy(
+            flat, batch.targets.flatten(), ignore_index=-100, reduction="sum"
+        )
+
+    def _shrink(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if self._micro_batch > 1:
+            self._micro_batch = (self._micro_batch + 1) // 2
+            log("memory", microBatch=self._micro_batch)
+        elif not self._recomputes:
+            self._recomputes = True
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+            log("memory", microBatch=1, activations="recomputed")
+        else:
+            raise BadInput(
+                "OutOfMemory",
+                "compute.gpuProduct: one row does not fit into the card's memory even with recomputed activations; "
+                "use a larger card or a smaller base model",
+            )

@@ -1,0 +1,50 @@
+"""Perceptual hashes: pictures that are the same photograph, re-encoded, resized or brightened.
+
+Pure numerics. A hash is 64 bits of the low frequencies of a 32 x 32 greyscale copy; pairs within a Hamming distance of
+5 are taken as one photograph (a false pair only makes a group larger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.fft import dctn
+
+NEAR_DISTANCE_BITS = 5
+MAX_HASHES = 100_000
+"""Above it only equal hashes are paired: the comparison of all pairs would take minutes."""
+_SIDE = 32
+_KEPT = 8
+_ROWS_AT_ONCE = 512
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float64)
+    low = dctn(grey, norm="ortho")[:_KEPT, :_KEPT].ravel()
+    bits = low > np.median(low[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def near_pairs(hashes: Sequence[int], distance_bits: int = NEAR_DISTANCE_BITS) -> list[tuple[int, int]]:
+    """Index pairs (low, high) within the distance. Each picture is paired at most with its nearest earlier ones."""
+    values = np.array(hashes, dtype=np.uint64)
+    if len(values) > MAX_HASHES:
+        distance_bits = 0
+    if distance_bits == 0:
+        first: dict[int, int] = {}
+        found = ((first.setdefault(value, index), index) for index, value in enumerate(hashes))
+        return [pair for pair in found if pair[0] != pair[1]]
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        block: npt.NDArray[np.uint64] = values[start : start + _ROWS_AT_ONCE]
+        distances = np.bitwise_count(block[:, None] ^ values[None, start:])
+        rows, columns = np.nonzero(distances <= distance_bits)
+        pairs.extend(
+            (start + int(row), start + int(column))
+            for row, column in zip(rows, columns, strict=True)
+            if row < column
+        )
+    return pairs

@@ -1,0 +1,218 @@
+"""Stage register: the adapter becomes a version of a model that a ModelRollout can name.
+
+With MLflow: parameters, metrics and tags of one run, a version whose source is the adapter's URI, alias `candidate`.
+Repeating it finds the same run (by the TrainingRun's uid) and the same version (by the adapter's digest). Without
+MLflow the version is the first characters of the digest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cutover.api.trainingrun import EvaluationSummary, Mlflow, ModelVersion
+from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
+
+from cutover_trainer.adapter_facts import FACTS_FILE, TRAINING_FILE, AdapterFacts
+from cutover_trainer.joblog import log
+from cutover_trainer.manifest import Manifest, read_manifest
+from cutover_trainer.outcome import BadInput, StageFailed
+from cutover_trainer.stopping import Stop
+from cutover_trainer.storage import ArtifactStore
+
+ALIAS = "candidate"
+DIGEST_CHARACTERS = 12
+TAG_UID = "cutover.trainingrun.uid"
+TAG_DIGEST = "cutover.adapter.digest"
+
+
+def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
+    manifest = read_manifest(store, ADAPTER_FOLDER)
+    if manifest is None:
+        raise BadInput(
+            "NotTrained",
+            f"artifacts: {store.uri}/{ADAPTER_FOLDER} holds no adapter; run the stage train first",
+        )
+    spec = config.spec
+    published = (config.published_artifacts or config.artifacts).rstrip("/")
+    model = ModelVersion(
+        name=config.task.name,
+        version=manifest.digest[:DIGEST_CHARACTERS],
+        base_uri=spec.base_model.uri,
+        base_revision=spec.base_model.revision,
+        adapter_uri=f"{published}/{ADAPTER_FOLDER}",
+        family=spec.base_model.family,
+        digest=manifest.digest,
+    )
+    if spec.registry.mlflow is not None:
+        facts = AdapterFacts.model_validate_json(store.get(f"{ADAPTER_FOLDER}/{FACTS_FILE}"))
+        model = _registered(config, spec.registry.mlflow, store, manifest, facts, model)
+    message = f"{model.name} version {model.version}"
+    return StageResult(stage="register", outcome="done", message=message, model=model)
+
+
+def _registered(
+    config: StageConfig,
+    where: Mlflow,
+    store: ArtifactStore,
+    manifest: Manifest,
+    facts: AdapterFacts,
+    model: ModelVersion,
+) -> ModelVersion:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    if config.mlflow_token_file is not None:
+        token = Path(config.mlflow_token_file)
+        if not token.is_file():
+            raise BadInput("MlflowTokenMissing", f"registry.mlflow.secretRef: no token at {token}")
+        os.environ["MLFLOW_TRACKING_TOKEN"] = token.read_text().strip()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException, RestException
+
+    client = MlflowClient(tracking_uri=where.url, registry_uri=where.url)
+    try:
+        run_id = _run_id(client, config)
+        _log_run(client, run_id, config, store, manifest, facts)
+        version = _version(client, where.model_name, run_id, model)
+        client.set_registered_model_alias(where.model_name, ALIAS, version)
+        client.set_terminated(run_id, "FINISHED")
+    except RestException as error:
+        if error.error_code in (
+            "UNAUTHENTICATED",
+            "PERMISSION_DENIED",
+            "INVALID_PARAMETER_VALUE",
+            "NOT_FOUND",
+        ):
+            raise BadInput(
+                "RegistryRefused", f"registry.mlflow: {where.url} answered {error.error_code}: {error}"[:600]
+            ) from None
+        raise StageFailed("RegistryUnavailable", f"registry.mlflow.url: {where.url}: {error}"[:600]) from None
+    except MlflowException as error:
+        text = str(error)
+        if "error code 401" in text or "error code 403" in text:
+            raise BadInput(
+                "RegistryRefused",
+                f"registry.mlflow.secretRef: {where.url} refused the token; check the Secret",
+            ) from None
+        raise StageFailed("RegistryUnavailable", f"registry.mlflow.url: {where.url}: {text}"[:600]) from None
+    return model.model_copy(update={"name": where.model_name, "version": version, "mlflow_run_id": run_id})
+
+
+def _run_id(client: Any, config: StageConfig) -> str:
+    if config.mlflow_run_id:
+        return config.mlflow_run_id
+    name = f"cutover/{config.task.name}"
+    experiment = client.get_experiment_by_name(name)
+    experiment_id = experiment.experiment_id if experiment is not None else client.create_experiment(name)
+    found = client.search_runs([experiment_id], f"tags.`{TAG_UID}` = '{config.run.uid}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    created = client.create_run(
+        experiment_id,
+        run_name=f"{config.run.namespace}/{config.run.name}",
+        tags={
+            TAG_UID: config.run.uid,
+            "cutover.namespace": config.run.namespace,
+            "cutover.name": config.run.name,
+        },
+    )
+    return str(created.info.run_id)
+
+
+def _log_run(
+    client: Any,
+    run_id: str,
+    config: StageConfig,
+    store: ArtifactStore,
+    manifest: Manifest,
+    facts: AdapterFacts,
+) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    settings, lora = config.spec.fine_tune, config.spec.fine_tune.lora
+    parameters = {
+        "baseModel": config.spec.base_model.uri,
+        "baseRevision": config.spec.base_model.revision,
+        "learningRate": settings.learning_rate,
+        "batchSize": settings.batch_size,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        "loraRank": lora.rank,
+        "loraAlpha": lora.alpha,
+        "loraDropout": lora.dropout,
+        "loraTargets": lora.targets,
+        "splitSeed": config.spec.dataset.seed,
+    }
+    tags = {
+        TAG_UID: config.run.uid,
+        TAG_DIGEST: manifest.digest,
+        "cutover.data.digest": facts.data_digest,
+        "cutover.base.digest": facts.base_digest,
+        **{f"cutover.version.{name}": version for name, version in facts.versions.items()},
+    }
+    client.log_batch(
+        run_id,
+        params=[Param(name, str(value)) for name, value in parameters.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    # A metric logged twice appears twice: an earlier attempt's are recognised by the last one it would write.
+    if "cutover.metrics" not in client.get_run(run_id).data.tags:
+        started = client.get_run(run_id).info.start_time
+        metrics = [Metric(name, value, started, step) for name, value, step in _metrics(store)]
+        for start in range(0, len(metrics), 500):
+            client.log_batch(run_id, metrics=metrics[start : start + 500])
+        client.set_tag(run_id, "cutover.metrics", "complete")
+    log("registryRun", runId=run_id)
+
+
+def _metrics(store: ArtifactStore) -> list[tuple[str, float, int]]:
+    """(name, value, step) of everything measured."""
+    metrics: list[tuple[str, float, int]] = []
+    try:
+        training = json.loads(store.get(TRAINING_FILE))
+        metrics += [("train/loss", float(value), int(step)) for step, value in training["loss"]]
+        metrics += [
+            ("validation/loss", float(value), int(epoch)) for epoch, value in training["validationLoss"]
+        ]
+        if training["samplesPerSecond"]:
+            metrics.append(("train/samples_per_second", float(training["samplesPerSecond"]), 0))
+    except FileNotFoundError:
+        pass
+    try:
+        summary = EvaluationSummary.model_validate(json.loads(store.get(EVALUATION_FILE))["summary"])
+    except FileNotFoundError:
+        return metrics
+    for prefix, shares in (
+        ("test/accuracy", summary.accuracy),
+        ("base/accuracy", summary.accuracy_before),
+        ("control/accuracy", summary.accuracy_control),
+    ):
+        metrics += [(f"{prefix}/{field}", share, 0) for field, share in shares.items()]
+    if summary.json_validity is not None:
+        metrics.append(("test/json_validity", summary.json_validity, 0))
+    if summary.latency_p95_seconds is not None:
+        metrics.append(("test/latency_p95_seconds", summary.latency_p95_seconds, 0))
+    return metrics
+
+
+def _version(client: Any, name: str, run_id: str, model: ModelVersion) -> str:
+    """Version of this adapter; made if the registry has none with its digest."""
+    from mlflow.exceptions import RestException
+
+    try:
+        client.create_registered_model(name)
+    except RestException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.tags.get(TAG_DIGEST) == model.digest and known.source == model.adapter_uri:
+            return str(known.version)
+    tags = {
+        TAG_DIGEST: model.digest,
+        "cutover.base.uri": model.base_uri,
+        "cutover.base.revision": model.base_revision,
+        "cutover.family": model.family,
+    }
+    return str(client.create_model_version(name, source=model.adapter_uri, run_id=run_id, tags=tags).version)

@@ -1,0 +1,55 @@
+"""When a stage has to leave: the pod's termination signal and the GPU time granted, asked between two pieces of work."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from cutover_trainer.outcome import BudgetExceeded, Interrupted
+
+
+class Stop:
+    """Polled; never interrupts a write."""
+
+    def __init__(
+        self,
+        gpu_seconds_left: float | None = None,
+        gpus: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._started_at = clock()
+        self._gpus = gpus
+        self._gpu_seconds_left = gpu_seconds_left
+        self._signalled = False
+
+    def listen(self) -> None:
+        """From now on SIGTERM and SIGINT are requests, not an end."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled
+
+    def gpu_seconds_used(self) -> float:
+        return (self._clock() - self._started_at) * self._gpus
+
+    def check(self) -> None:
+        """Raises Interrupted or BudgetExceeded."""
+        if self._signalled:
+            raise Interrupted(
+                "Interrupted", "the pod was asked to stop; the next attempt continues from here"
+            )
+        left = self._gpu_seconds_left
+        if left is not None and self.gpu_seconds_used() >= left:
+            raise BudgetExceeded(
+                "BudgetExceeded",
+                f"compute.gpuHourBudget: the {left:.0f} GPU-seconds that were left are used; "
+                "the checkpoint is kept, raise the budget to continue",
+            )

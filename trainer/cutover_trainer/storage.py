@@ -1,0 +1,123 @@
+"""The run's artifacts behind one small interface: local files, S3 and Google Cloud Storage through fsspec.
+
+A name that is visible is complete: local files appear by rename, objects by one put. Commits that must happen once
+use `put_if_absent`. What consists of several files is committed by its manifest (see `manifest`), written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from cutover_trainer.outcome import BadInput
+
+SCHEMES = ("file", "s3", "gs")
+
+
+class ArtifactStore:
+    """Files under one URI, addressed by relative names with `/`."""
+
+    def __init__(self, uri: str) -> None:
+        scheme, found, root = uri.partition("://")
+        if not found or scheme not in SCHEMES:
+            raise BadInput("UnknownStorage", f"artifacts: {uri!r} must start with file://, s3:// or gs://")
+        self.uri = uri.rstrip("/")
+        self._local = Path(root) if scheme == "file" else None
+        self._root = root.rstrip("/")
+        try:
+            self._files: Any = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        except ImportError as error:
+            raise BadInput(
+                "UnknownStorage", f"artifacts: {uri!r}: this image has no client for it: {error}"
+            ) from error
+
+    def local_path(self, name: str) -> Path | None:
+        """Where the name lies on this machine, when it does."""
+        return None if self._local is None else self._local / name
+
+    def get(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        data: bytes = self._files.cat_file(self._path(name))
+        return data
+
+    def exists(self, name: str) -> bool:
+        return bool(self._files.exists(self._path(name)))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Names of all files under a folder, sorted; an absent folder is empty."""
+        try:
+            found = self._files.find(self._path(prefix))
+        except FileNotFoundError:
+            return []
+        cut = len(self._root) + 1
+        return sorted(str(path)[cut:] for path in found)
+
+    def put(self, name: str, data: bytes) -> None:
+        if self._local is None:
+            self._files.pipe_file(self._path(name), data)
+            return
+        part = self._written_part(name, data)
+        part.replace(self._local / name)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """False when the name was there already; the older content stays."""
+        if self._local is None:
+            try:
+                self._files.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno == errno.EEXIST or "PreconditionFailed" in str(error) or "412" in str(error):
+                    return False
+                raise
+            return True
+        part = self._written_part(name, data)
+        try:
+            os.link(part, self._local / name)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder; absent is fine."""
+        if self._local is not None:
+            target = self._local / name
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            else:
+                target.unlink(missing_ok=True)
+        elif self._files.exists(self._path(name)):
+            self._files.rm(self._path(name), recursive=True)
+
+    def upload(self, folder: Path, name: str) -> None:
+        """Put every file of a local folder under the name. Not atomic: commit with a manifest."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def download(self, name: str, folder: Path) -> None:
+        """Copy every file under the name into a local folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files.get(self._path(name) + "/", f"{folder}/", recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _written_part(self, name: str, data: bytes) -> Path:
+        assert self._local is not None
+        target = self._local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return part

@@ -1,0 +1,218 @@
+"""Stage train: prepared data and a base model to an adapter, in as many attempts as the machines allow.
+
+Every attempt starts from the newest whole checkpoint and ends in one of: the adapter committed, a checkpoint committed
+and exit 75, or a refusal. The weights of a run that was killed anywhere equal those of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+from cutover.api.trainingrun import Progress
+from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
+
+from cutover_trainer.adapter import make_probe, versions, write_adapter
+from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
+from cutover_trainer.base_model import base_digest, base_folder
+from cutover_trainer.batches import BatchBuilder, encode_all
+from cutover_trainer.checkpoints import Checkpoints, TrainingState
+from cutover_trainer.examples import open_prepared
+from cutover_trainer.joblog import ProgressReporter, log
+from cutover_trainer.learner import Learner
+from cutover_trainer.manifest import digest_of, fetch_folder
+from cutover_trainer.models import adapter_layers, choose_hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
+from cutover_trainer.schedule import Schedule
+from cutover_trainer.stopping import Stop
+from cutover_trainer.storage import ArtifactStore
+
+SECONDS_BETWEEN_PREEMPTIONS = 7200.0
+LEAST_CHECKPOINT_SECONDS = 10.0
+VALIDATION_ROWS = 128
+CURVE_POINTS = 100
+
+
+def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
+    spec = config.spec
+    stop.check()
+    data = open_prepared(store, scratch)
+    folder = base_folder(config, scratch, weights=True)
+    encoder = load_encoder(folder, spec.base_model.family)
+    hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus)
+    examples, held_out = data.part("train"), data.part("validation")[:VALIDATION_ROWS]
+    encoded = encode_all(encoder, examples)
+    training = BatchBuilder(encoder, data, examples, encoded, hardware)
+    validation = BatchBuilder(encoder, data, held_out, encode_all(encoder, held_out), hardware)
+    schedule = Schedule(len(examples), spec.fine_tune.batch_size, spec.fine_tune.epochs, spec.fine_tune.seed)
+    model = with_new_adapter(load_base(folder, hardware), spec.fine_tune, base_name(config))
+    if not adapter_layers(model):
+        raise BadInput(
+            "NoTargets", "fineTune.lora.targets: no layer of the base model matches; name another family"
+        )
+    learner = Learner(model, hardware, schedule, spec.fine_tune, spec.dataset.augmentation)
+    base = base_digest(folder)
+    checkpoints = Checkpoints(store, fingerprint(config, data.digest, base))
+    state = checkpoints.resume(learner.parameters, learner.optimizer, learner.scaler)
+    attempt = _Attempt(schedule, learner, training, validation, len(held_out), checkpoints, state, stop)
+    attempt.to_the_end()
+    found = fetch_folder(store, ADAPTER_FOLDER, scratch)
+    if found is None:
+        probe = make_probe(model, encoder, examples[0], encoded[0], data, hardware)
+        facts = AdapterFacts(
+            task=config.task.name,
+            base_uri=spec.base_model.uri,
+            base_revision=spec.base_model.revision,
+            base_digest=base,
+            family=spec.base_model.family,
+            data_digest=data.digest,
+            targets=spec.fine_tune.lora.targets,
+            steps=schedule.steps,
+            versions=versions(),
+        )
+        write_adapter(config, store, scratch, model, encoder, probe, facts)
+    store.put(TRAINING_FILE, attempt.curves())
+    return attempt.result(len(examples))
+
+
+def base_name(config: StageConfig) -> str:
+    """The base as peft names it in adapter_config.json: a hub name where there is one, never a path of this machine."""
+    return config.spec.base_model.uri.removeprefix("hf://")
+
+
+def fingerprint(config: StageConfig, data: str, base: str) -> str:
+    """Two runs with one fingerprint take the same steps."""
+    settings = config.spec.fine_tune.to_wire()
+    return digest_of(
+        {
+            "data": data,
+            "base": base,
+            "fineTune": settings,
+            "augmentation": config.spec.dataset.augmentation.to_wire(),
+        }
+    )
+
+
+class _Attempt:
+    """The loop of one pod."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        learner: Learner,
+        training: BatchBuilder,
+        validation: BatchBuilder,
+        validation_rows: int,
+        checkpoints: Checkpoints,
+        state: TrainingState,
+        stop: Stop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._schedule = schedule
+        self._learner = learner
+        self._training = training
+        self._validation = validation
+        self._validation_rows = validation_rows
+        self._checkpoints = checkpoints
+        self._state = state
+        self._stop = stop
+        self._clock = clock
+        self._saved_at = clock()
+        self._saved_step = state.step
+        self._interval_seconds = checkpoint_interval_seconds(0.0)
+        self._progress = ProgressReporter("train", schedule.steps)
+        self._curve_every = max(1, schedule.steps // CURVE_POINTS)
+
+    def to_the_end(self) -> None:
+        """Raises Interrupted or BudgetExceeded after a checkpoint."""
+        state, steps = self._state, self._schedule.steps
+        try:
+            while state.step < steps:
+                self._one_step()
+                if state.step % self._schedule.steps_per_epoch == 0:
+                    self._end_of_epoch()
+                if self._clock() - self._saved_at >= self._interval_seconds:
+                    self._save()
+        except (Interrupted, BudgetExceeded):
+            self._save()
+            raise
+        self._save()
+
+    def _one_step(self) -> None:
+        state = self._state
+        started = self._clock()
+        loss = self._learner.step(state.step, self._training, self._stop.check)
+        state.seconds += self._clock() - started
+        state.samples += len(self._schedule.batch(state.step))
+        state.step += 1
+        state.open_loss += loss
+        state.open_steps += 1
+        if state.step % self._curve_every == 0 or state.step == self._schedule.steps:
+            state.losses.append([state.step, state.open_loss / state.open_steps])
+            state.open_loss, state.open_steps = 0.0, 0
+        self._progress.report(state.step, loss, self.samples_per_second)
+
+    def _end_of_epoch(self) -> None:
+        state = self._state
+        epoch = state.step // self._schedule.steps_per_epoch
+        if self._validation_rows and all(entry[0] != epoch for entry in state.validation_losses):
+            rows = range(self._validation_rows)
+            loss = self._learner.loss_on(self._validation, rows, self._stop.check)
+            state.validation_losses.append([epoch, loss])
+            log("epoch", epoch=epoch, validationLoss=round(loss, 5))
+        if epoch == 1 and len(state.losses) > 1 and state.losses[-1][1] > 0.9 * state.losses[0][1]:
+            log(
+                "warning",
+                message="the training loss has hardly fallen in the first epoch; raise fineTune.learningRate",
+            )
+
+    @property
+    def samples_per_second(self) -> float | None:
+        return self._state.samples / self._state.seconds if self._state.seconds else None
+
+    def _save(self) -> None:
+        if self._saved_step == self._state.step and self._state.step:
+            return
+        started = self._clock()
+        learner = self._learner
+        self._checkpoints.save(self._state, learner.parameters, learner.optimizer, learner.scaler)
+        self._saved_at, self._saved_step = self._clock(), self._state.step
+        self._interval_seconds = checkpoint_interval_seconds(self._saved_at - started)
+
+    def curves(self) -> bytes:
+        """training.json: the losses, for the registry."""
+        state = self._state
+        return orjson.dumps(
+            {
+                "loss": state.losses,
+                "validationLoss": state.validation_losses,
+                "samplesPerSecond": self.samples_per_second,
+                "secondsInSteps": state.seconds,
+            }
+        )
+
+    def result(self, rows: int) -> StageResult:
+        state = self._state
+        loss = state.losses[-1][1] if state.losses else None
+        rate = self.samples_per_second
+        message = f"{state.step} steps on {rows} rows"
+        if loss is not None:
+            message += f", loss {state.losses[0][1]:.3f} to {loss:.3f}"
+        if rate:
+            message += f", {rate:.1f} samples/s"
+        progress = Progress(step=state.step, steps=self._schedule.steps, loss=loss, samples_per_second=rate)
+        return StageResult(
+            stage="train", outcome="done", message=message, progress=progress, samples_per_second=rate
+        )
+
+
+def checkpoint_interval_seconds(save_seconds: float) -> float:
+    """Young's approximation: the interval that loses least to saving and to repeating; set CUTOVER_CHECKPOINT_SECONDS to fix it."""
+    fixed = os.environ.get("CUTOVER_CHECKPOINT_SECONDS")
+    if fixed is not None:
+        return float(fixed)
+    return max(LEAST_CHECKPOINT_SECONDS, math.sqrt(2 * save_seconds * SECONDS_BETWEEN_PREEMPTIONS))
