@@ -330,6 +330,12 @@ def damage_picture(seed: int, index: int, size: int = SIZE_PIXELS) -> DamagePict
     return DamagePicture(_photographed(random, marked), damage_type, SEVERITIES[level])
 
 
+def draw(seed: int, index: int) -> tuple[Image.Image, dict[str, str]]:
+    """The picture and the right answer."""
+    picture = damage_picture(seed, index)
+    return picture.image, picture.answer
+
+
 # ------------------------------------------------------------------ neutral pictures: no word of the damage vocabulary
 SHAPES = ("blob", "line", "dots", "holes", "shift", "hairs", "shade", "nothing")
 SIZES = ("small", "medium", "large")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -18,6 +17,8 @@ from cutover.api.base import FIELD_MANAGER
 from cutover_operator.access import Access
 from cutover_operator.port import Conflict, Invalid, KubeError, Object, Resource, resource_of
 
+Objects = list[Object]
+"""The verb `list` hides the type of that name inside the class."""
 APPLY_TYPE = "application/apply-patch+yaml"
 PAGE = 500
 REQUEST_SECONDS = 8.0
@@ -58,7 +59,7 @@ class KubeClient:
                 return None
             raise
 
-    async def list(self, resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]:
+    async def list(self, resource: Resource, namespace: str | None, label_selector: str = "") -> Objects:
         for left in reversed(range(LISTINGS)):
             try:
                 return await self._pages(resource, namespace, label_selector)
@@ -68,8 +69,8 @@ class KubeClient:
                     raise
         raise AssertionError("unreachable")
 
-    async def _pages(self, resource: Resource, namespace: str | None, label_selector: str) -> list[Object]:
-        found: list[Object] = []
+    async def _pages(self, resource: Resource, namespace: str | None, label_selector: str) -> Objects:
+        found: Objects = []
         query = {"limit": str(PAGE)}
         if label_selector:
             query["labelSelector"] = label_selector
@@ -126,8 +127,11 @@ class KubeClient:
         *,
         content_type: str = "",
         again: bool = True,
-    ) -> Any:
-        return json.loads(await self._request(method, path, body, content_type=content_type, again=again))
+    ) -> Object:
+        answer: Object = json.loads(
+            await self._request(method, path, body, content_type=content_type, again=again)
+        )
+        return answer
 
     async def _request(
         self,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cutover_operator.origins import origin_of
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+DEFAULT_NAMESPACE = "default"
+OPS_PORT = 8080
+WORKERS = 8
 
 
 class SettingsError(Exception):
@@ -28,12 +33,12 @@ class Settings:
     tgi_image: str = ""
     log_level: str = "INFO"
     pod_name: str = "cutover-operator"
-    """POD_NAME: the identity in the Lease."""
-    pod_namespace: str = "default"
+    """POD_NAME: the identity in the Lease; unique among replicas. Outside a pod: host name and process id."""
+    pod_namespace: str = DEFAULT_NAMESPACE
     """POD_NAMESPACE: where the Lease lives."""
-    ops_port: int = 8080
+    ops_port: int = OPS_PORT
     """CUTOVER_OPS_PORT: health and metrics."""
-    workers: int = 8
+    workers: int = WORKERS
     """CUTOVER_WORKERS: passes at the same time."""
 
     @classmethod
@@ -57,10 +62,10 @@ class Settings:
             vllm_image=environment.get("CUTOVER_VLLM_IMAGE", ""),
             tgi_image=environment.get("CUTOVER_TGI_IMAGE", ""),
             log_level=level,
-            pod_name=environment.get("POD_NAME", "") or cls.pod_name,
-            pod_namespace=environment.get("POD_NAMESPACE", "") or cls.pod_namespace,
-            ops_port=_count(environment, "CUTOVER_OPS_PORT", cls.ops_port, 0, 65535),
-            workers=_count(environment, "CUTOVER_WORKERS", cls.workers, 1, 256),
+            pod_name=environment.get("POD_NAME", "") or f"{socket.gethostname()}-{os.getpid()}",
+            pod_namespace=environment.get("POD_NAMESPACE", "") or DEFAULT_NAMESPACE,
+            ops_port=_count(environment, "CUTOVER_OPS_PORT", OPS_PORT, 0, 65535),
+            workers=_count(environment, "CUTOVER_WORKERS", WORKERS, 1, 256),
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from cluster.api import Api, ApiError
 from cluster.controlplane import ControlPlane
+from cutover.api import crdgen
 from cutover.api.base import API_VERSION
 from cutover.api.modelrollout import Gate, ModelRollout
 from cutover.api.trainingrun import TrainingRun
@@ -373,20 +374,55 @@ def test_candidate_and_gateway_of_a_rollout_never_change(api: Api) -> None:
         api.call("DELETE", path_of(obj, name=True))
 
 
-def test_a_full_status_fits(api: Api) -> None:
-    """The largest status the operator may write is stored, and a count above its bound is not."""
-    obj = changed(example("modelrollout.yaml", "ModelRollout"), {"metadata.name": "full"})
+def fullest(node: Json) -> Any:
+    """A value with every field a schema knows, lists with one item, numbers at their upper bound."""
+    if "properties" in node:
+        return {name: fullest(child) for name, child in node["properties"].items()}
+    if "enum" in node:
+        return node["enum"][-1]
+    match node["type"]:
+        case "object":
+            return {"overall": fullest(node["additionalProperties"])}
+        case "array":
+            return [fullest(node["items"])]
+        case "string":
+            return "2026-11-01T08:00:00Z" if node.get("format") == "date-time" else "Reason"
+        case "boolean":
+            return True
+    return node["maximum"]
+
+
+@pytest.mark.parametrize("kind", [TrainingRun, ModelRollout])
+def test_every_field_of_a_status_is_stored(api: Api, kind: type[TrainingRun] | type[ModelRollout]) -> None:
+    file = "trainingrun.yaml" if kind is TrainingRun else "modelrollout.yaml"
+    obj = changed(example(file, kind.kind_name), {"metadata.name": "full"})
     stored = api.call("POST", path_of(obj), obj)
     try:
-        gate = {"verdict": "pass", "message": "m" * 4096, "value": 0.91, "limit": 0.9, "samples": 10}
+        stored["status"] = fullest(crdgen.schema(kind)["properties"]["status"])
+        read = kind.from_object(stored)
+        answer = api.call("PUT", f"{path_of(obj, name=True)}/status?fieldValidation=Strict", stored)
+        assert answer["status"] == stored["status"]
+        stored = {**answer, "status": read.status.to_wire()}
+        answer = api.call("PUT", f"{path_of(obj, name=True)}/status?fieldValidation=Strict", stored)
+        assert kind.from_object(answer) == read
+    finally:
+        api.call("DELETE", path_of(obj, name=True))
+
+
+def test_a_status_has_an_end(api: Api) -> None:
+    """The longest lists and sentences the operator may write are stored; one item more is not."""
+    obj = changed(example("modelrollout.yaml", "ModelRollout"), {"metadata.name": "long"})
+    stored = api.call("POST", path_of(obj), obj)
+    try:
+        gate = {"verdict": "pass", "message": "m" * 4096}
+        step = {"name": "weight-10", "enteredAt": "2026-11-01T08:00:00Z", "message": "m" * 4096}
         stored["status"] = {
-            "phase": "Progressing",
             "gates": [{**gate, "name": f"gate-{index}"} for index in range(32)],
-            "steps": [{"index": index, "name": "weight-10", "enteredAt": "t"} for index in range(64)],
+            "steps": [{**step, "index": index} for index in range(64)],
         }
         answer = api.call("PUT", f"{path_of(obj, name=True)}/status", stored)
-        assert len(ModelRollout.from_object(answer).status.gates) == 32
-        answer["status"]["steps"] *= 2
+        assert len(ModelRollout.from_object(answer).status.steps) == 64
+        answer["status"]["steps"].append({**step, "index": 64})
         with pytest.raises(ApiError, match=r"status\.steps.*64"):
             api.call("PUT", f"{path_of(obj, name=True)}/status", answer)
     finally:

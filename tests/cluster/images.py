@@ -6,8 +6,8 @@ below it. So a tag says what is in it, whatever the state of git, and an image w
     references = images.ensure(["operator", "server"])
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from cluster import base, builds, dockerfiles
 from cluster.clusters import up
@@ -23,12 +23,13 @@ class Image:
 
     dockerfile: str
     on: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 IMAGES = {
     "operator": Image("operator/Dockerfile"),
     "server": Image("server/Dockerfile"),
-    "ml": Image("trainer/Dockerfile"),
+    "ml": Image("trainer/Dockerfile", arguments={"SLIM": "1"}),
     "fakes": Image("tests/cluster/images/fakes/Dockerfile", on="server"),
     "probe": Image("tests/cluster/images/probe/Dockerfile"),
     "prometheus": Image("tests/cluster/images/prometheus/Dockerfile"),
@@ -57,14 +58,14 @@ def _digest(name: str) -> str:
     dockerfile = REPOSITORY / image.dockerfile
     below = _digest(image.on) if image.on else base.digest()
     files = [dockerfile, *dockerfiles.sources(dockerfile, REPOSITORY)]
-    return builds.digest(files, below, root=REPOSITORY)
+    return builds.digest(files, below, repr(sorted(image.arguments.items())), root=REPOSITORY)
 
 
 def _ensure(name: str, to: Delivery) -> str:
     wanted = reference(name, to.prefix)
     if not to.has(wanted):
         image = IMAGES[name]
-        arguments = {"BASE": _ensure(image.on, to)} if image.on else {}
+        arguments = {**image.arguments, **({"BASE": _ensure(image.on, to)} if image.on else {})}
         with step(f"building the image {name}"):
             to.build(REPOSITORY / image.dockerfile, REPOSITORY, wanted, arguments)
         with step(f"storing the image {name}"):

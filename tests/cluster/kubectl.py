@@ -25,7 +25,11 @@ class Kubectl:
 
     def __call__(self, *words: str, given: str | None = None) -> str:
         """Any command; its standard output."""
-        base: list[str | Path] = [tools.kubectl(), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}"]
+        base: list[str | Path] = [
+            tools.kubectl(),
+            f"--kubeconfig={self.kubeconfig}",
+            f"--namespace={self.namespace}",
+        ]
         return run([*base, *words], given=given)
 
     def apply(self, *documents: dict[str, Any]) -> None:

@@ -5,12 +5,15 @@ python -m demo up | down
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import node
+from cluster import clusters
+from cluster.paths import KUBECONFIG
 
 from demo import report, story
 from demo.kubectl import Kubectl
@@ -39,7 +42,7 @@ def up() -> int:
         seconds[name] = time.monotonic() - start
 
     with timed("node"):
-        kubeconfig = node.ensure()
+        kubeconfig = clusters.up().kubeconfig
         say(f"cluster ready; look at it with: export KUBECONFIG={kubeconfig}")
     with timed("images and chart"):
         stack = open_stack(kubeconfig, NAMESPACE)
@@ -69,12 +72,10 @@ def up() -> int:
 
 def down() -> int:
     """Remove the demo's namespace, then the node when it is our own."""
-    kubeconfig = node.running()
-    if kubeconfig is None:
-        print("nothing is running")
-        return 0
-    uninstall(Stack(Kubectl(kubeconfig, NAMESPACE), {}))
-    node.stop()
+    given = os.environ.get("KUBECONFIG", "")
+    if given and Path(given) != KUBECONFIG:
+        uninstall(Stack(Kubectl(Path(given), NAMESPACE), {}))
+    clusters.down()
     return 0
 
 

@@ -29,9 +29,9 @@ STAND_INS = ("gpt-4", "wrong-model", "slow-model")
 
 POD_SECURITY = {
     "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "runAsGroup": 65532,
-    "fsGroup": 65532,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "fsGroup": 10001,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 CONTAINER_SECURITY = {
@@ -154,34 +154,26 @@ def _base_model(stack: Stack) -> None:
 
 def chart_values(stack: Stack) -> dict[str, Any]:
     """The chart's values for this stack: real GPT-4 would differ in `baseUrl` and the key alone."""
-
-    def image(ref: str) -> str:
-        return ref
-
     task = yaml.safe_load((EXAMPLE / "task.yaml").read_text())
     price = {"kind": "tokens", "usdPerRequest": 0.04, "validFrom": "2026-11-01"}
     providers = {
         "gpt-4": {
             "baseUrl": "http://gpt-4:8080/v1",
-            "model": "gpt-4-vision",
+            "model": "gpt-4o",
             "key": "gpt-4",
             "price": price,
         }
     }
     return {
         "images": {
-            "operator": image(stack.refs["operator"]),
-            "server": image(stack.refs["server"]),
-            "ml": image(stack.refs["ml"]),
+            "operator": stack.refs["operator"],
+            "server": stack.refs["server"],
+            "ml": stack.refs["ml"],
         },
         "operator": {
             "replicas": 2,
             "prometheusUrl": "http://prometheus:9090",
-            "allowedUrls": [
-                "http://prometheus:9090",
-                "http://mlflow:5000",
-                f"http://{RELEASE}-assessments:8080",
-            ],
+            "allowedUrls": ["http://mlflow:5000"],
         },
         "auth": {"existingSecret": "demo-auth"},
         "gateways": [
@@ -194,7 +186,7 @@ def chart_values(stack: Stack) -> dict[str, Any]:
                 "keysSecret": "demo-keys",
             }
         ],
-        "assessments": {"database": {"existingSecret": "demo", "key": "database-url"}, "task": task},
+        "assessments": {"database": {"existingSecret": "demo", "key": "database-url"}},
     }
 
 

@@ -44,7 +44,7 @@ def behave(stack: Stack, name: str, **settings: Any) -> None:
 
 def seed(stack: Stack, say: Say, rows: int = TRAINING_ROWS) -> None:
     """The past: GPT-4 answered, a surveyor validated every answer."""
-    behave(stack, "gpt-4", accuracy=0.92, latencySeconds=0.02, errorRate=0.0)
+    behave(stack, "gpt-4", accuracy=0.92, latency_mean_seconds=0.02)
     done = 0
     while done < rows:
         part = stack.kube.call(
@@ -146,7 +146,7 @@ def candidate_at(stack: Stack, stand_in: str, version: str) -> dict[str, Any]:
 
 def wrong_candidate(stack: Stack, say: Say) -> Act:
     """Answers quickly and mostly wrongly: must be stopped before it serves anybody."""
-    behave(stack, "wrong-model", accuracy=0.45, latencySeconds=0.02, errorRate=0.0)
+    behave(stack, "wrong-model", accuracy=0.45, latency_mean_seconds=0.02)
     start_rollout(
         stack, "damage-wrong", candidate_at(stack, "wrong-model", "wrong-1"), {"engine": "external"}
     )
@@ -155,12 +155,12 @@ def wrong_candidate(stack: Stack, say: Say) -> Act:
 
 def slow_candidate(stack: Stack, say: Say) -> Act:
     """Right answers, but slow from 25 % on: must be rolled back to 0."""
-    behave(stack, "slow-model", accuracy=0.95, latencySeconds=0.02, errorRate=0.0)
+    behave(stack, "slow-model", accuracy=0.95, latency_mean_seconds=0.02)
 
     def at_step(step: str) -> None:
         if "25" in step:
             say("slow-model now takes 3 s for an answer")
-            behave(stack, "slow-model", accuracy=0.95, latencySeconds=3.0, errorRate=0.0)
+            behave(stack, "slow-model", accuracy=0.95, latency_mean_seconds=3.0)
 
     start_rollout(stack, "damage-slow", candidate_at(stack, "slow-model", "slow-1"), {"engine": "external"})
     return follow_rollout(stack, say, "damage-slow", 600, at_step)

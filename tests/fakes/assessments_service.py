@@ -92,7 +92,10 @@ def record(identity: str = "", **changes: Any) -> dict[str, Any]:
                 "role": "user",
                 "content": [
                     {"type": "text", "text": "Assess the damage."},
-                    {"type": "image_url", "image_url": {"url": f"sha256:{PNG_DIGEST}"}},
+                    *(
+                        {"type": "image_url", "image_url": {"url": f"sha256:{digest}"}}
+                        for digest in changes.get("pictures", [PNG_DIGEST])
+                    ),
                 ],
             }
         ],
@@ -172,8 +175,9 @@ async def running(
     await service.start()
     try:
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
-            while not all(server.started for server in servers) or (wait and not service.database.migrated):
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                await _until(lambda: all(server.started for server in servers))
+                await _until(lambda: service.database.migrated or not wait)
             base, ops = (
                 f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}" for server in servers
             )
@@ -183,6 +187,11 @@ async def running(
             server.should_exit = True
         await asyncio.gather(*tasks)
         await service.stop()
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110  (plain flags of others: there is no event to wait for)
+        await asyncio.sleep(0.01)
 
 
 class _Server(uvicorn.Server):

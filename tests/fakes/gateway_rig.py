@@ -57,7 +57,7 @@ def free_port() -> int:
 async def running(app: ASGIApp, port: int) -> AsyncIterator[None]:
     """The app on a loopback port, in this event loop."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -62,6 +62,8 @@ class Behaviour:
     """Never answers."""
     reset_share: float = 0.0
     """Closes the connection in mid-answer."""
+    stall_share: float = 0.0
+    """Falls silent in mid-answer."""
     error_in_200_share: float = 0.0
     prompt_tokens: int = 1000
     completion_tokens: int = 40
@@ -288,11 +290,10 @@ class FakeOpenAI:
         headers = {}
         if behaviour.busy_seconds is not None:
             headers[HEADER_BUSY_SECONDS] = str(behaviour.busy_seconds)
-        if strikes("reset", behaviour.reset_share):
-            model.stats["reset"] += 1
-            return StreamingResponse(
-                _cut(json.dumps(completion).encode()), headers={"content-length": "100000"}
-            )
+        for fault, share in (("reset", behaviour.reset_share), ("stall", behaviour.stall_share)):
+            if strikes(fault, share):
+                model.stats[fault] += 1
+                return StreamingResponse(_broken_off(json.dumps(completion).encode(), stall=fault == "stall"))
         if body.get("stream"):
             return StreamingResponse(_events(completion), media_type="text/event-stream", headers=headers)
         return JSONResponse(completion, headers=headers)
@@ -328,8 +329,10 @@ class FakeOpenAI:
         return JSONResponse({})
 
 
-async def _cut(body: bytes) -> Any:
+async def _broken_off(body: bytes, stall: bool) -> Any:
     yield body[: len(body) // 2]
+    if stall:
+        await asyncio.sleep(3600)
     raise ConnectionResetError("told to break the connection")
 
 

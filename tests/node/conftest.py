@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cluster import node
+from cluster import clusters
 from demo import stack as demo_stack
 from demo.stack import Stack
 
@@ -14,7 +14,7 @@ NAMESPACE = "cutover-node"
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    opened = demo_stack.open_stack(node.ensure(), NAMESPACE)
+    opened = demo_stack.open_stack(clusters.up().kubeconfig, NAMESPACE)
     opened.kube.run("delete", "modelrollouts,trainingruns", "--all", "--timeout=120s", check=False)
     demo_stack.install(opened)
     yield opened
@@ -25,9 +25,7 @@ def stack() -> Iterator[Stack]:
 def app(stack: Stack) -> Iterator[Stack]:
     """The app asks ten times a second and the surveyor labels, for as long as the test runs."""
     for name in demo_stack.STAND_INS:
-        stack.kube.call(
-            name, "/admin/behaviour", {"accuracy": 0.96, "latencySeconds": 0.02, "errorRate": 0.0}
-        )
+        stack.kube.call(name, "/admin/behaviour", {"accuracy": 0.96, "latency_mean_seconds": 0.02})
     stack.kube.call("driver", "/surveyor", {"on": True})
     stack.kube.call("driver", "/app", {"rps": 10, "reset": True})
     yield stack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -21,20 +22,17 @@ def candidate(stack: Stack, name: str, version: str) -> dict[str, Any]:
 
 
 def seen(stack: Stack) -> dict[str, Any]:
-    time_to_answer = 3
     stack.kube.call("driver", "/app", {"rps": 0})
     stack.kube.wait(
         "every request answered",
         lambda: (s := stack.kube.call("driver", "/stats"))["answered"] + s["failed"] == s["sent"],
-        30 * time_to_answer,
+        90,
     )
     found: dict[str, Any] = stack.kube.call("driver", "/stats")
     return found
 
 
 def route(stack: Stack) -> dict[str, Any]:
-    import json
-
     document: dict[str, Any] = json.loads(
         (stack.kube.get("configmap", f"{GATEWAY}-route") or {})["data"]["route.json"]
     )
@@ -77,43 +75,29 @@ def test_killing_every_part_once_changes_nothing_in_the_outcome(app: Stack) -> N
 
 
 def test_a_gateway_killed_hard_costs_at_most_its_requests_in_flight(app: Stack) -> None:
+    kept_before = kept_answers(app)
     app.kube.wait("traffic", lambda: app.kube.call("driver", "/stats")["answered"] > 50, 60)
     app.kube.run("delete", "pod", f"{GATEWAY}-1", "--grace-period=0", "--force", "--wait=false")
     app.kube.wait_ready(f"cutover.dev/gateway={GATEWAY}", 120, count=2)
     outcome = seen(app)
     assert outcome["failed"] == 0, outcome["failures"]
     # Nothing that was answered is lost: every answer reaches the database from the spool.
-    kept = app.kube.wait(
-        "all answers kept",
-        lambda: total if (total := _kept(app)) >= outcome["answered"] else None,
-        60,
+    app.kube.wait(
+        "all answers kept", lambda: kept_answers(app) - kept_before >= outcome["answered"] or None, 60
     )
-    assert kept >= outcome["answered"]
 
 
-def _kept(stack: Stack) -> int:
-    """Rows of this app's requests in PostgreSQL since the driver's counters were reset."""
-    import json
-
-    out = stack.kube.run(
-        "exec",
-        "deploy/driver",
-        "--",
-        "python",
-        "-c",
-        "import json,os,urllib.request as u;"
-        "r=u.Request('http://cutover-assessments:8080/api/assessments?status=all&limit=1&count=true',"
-        "headers={'authorization':'Bearer '+os.environ['CUTOVER_SURVEYOR_TOKEN']});"
-        "print(u.urlopen(r).read().decode())",
-    )
-    total: int = json.loads(out)["total"]
-    return total
+def kept_answers(stack: Stack) -> int:
+    """Rows in PostgreSQL of requests the app made."""
+    query = "select count(*) from assessments where assessment_id like 'app-%'"
+    shell = f'PGPASSWORD=$POSTGRES_PASSWORD psql -h 127.0.0.1 -U cutover -tAc "{query}" cutover'
+    return int(stack.kube.run("exec", "deploy/postgres", "--", "sh", "-c", shell))
 
 
 def test_a_slow_candidate_is_rolled_back_and_its_reason_is_shown(app: Stack) -> None:
     def at_step(step: str) -> None:
         if "weight 25" in step:
-            story.behave(app, "slow-model", accuracy=0.96, latencySeconds=3.0, errorRate=0.0)
+            story.behave(app, "slow-model", accuracy=0.96, latency_mean_seconds=3.0)
 
     story.start_rollout(app, "slow", candidate(app, "slow-model", "slow-2"), {"engine": "external"})
     act = story.follow_rollout(app, print, "slow", 600, at_step)

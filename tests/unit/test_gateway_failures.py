@@ -34,6 +34,7 @@ async def test_each_failure_of_the_candidate_is_answered_by_the_fallback_and_cou
         ({"prose_share": 1}, "invalid"),
         ({"truncated_share": 1}, "invalid"),
         ({"hang_share": 1}, "timeout"),
+        ({"stall_share": 1}, "timeout"),
     ]
     async with rig.all(all_to_candidate(rig)):
         for number, (fault, reason) in enumerate(faults):
@@ -53,7 +54,7 @@ async def test_each_failure_of_the_candidate_is_answered_by_the_fallback_and_cou
             assert record["fallbackReason"] == reason
             assert record["candidate"]["error"].startswith(reason)
             assert await rig.value("cutover_requests_total", version=f"v{number}", outcome="error") == 1
-        for reason, count in {"error": 3, "overload": 1, "invalid": 2, "timeout": 1}.items():
+        for reason, count in {"error": 3, "overload": 1, "invalid": 2, "timeout": 2}.items():
             assert await rig.value("cutover_fallbacks_total", arm="candidate", reason=reason) == count
         assert await rig.value("cutover_requests_total", arm="control") == 0, (
             "nothing was assigned to the control"

@@ -79,16 +79,16 @@ async def test_a_kill_under_load_loses_no_answered_request(rig: Rig) -> None:
             answered.add(answer.document["id"])
 
     async with rig.models():
-        for round_ in range(2):
-            rig.assessments.status = 503 if round_ == 0 else 200
-            async with running(rig.assessments.app(), rig.ports["assessments"]):
-                with process(rig) as gateway:
-                    await until(rig.ready, 30)
-                    workers = [asyncio.create_task(load(worker)) for worker in range(6)]
-                    wanted = len(answered) + 60
-                    await until(lambda wanted=wanted: len(answered) >= wanted, 30)
-                    gateway.send_signal(signal.SIGKILL)
-                    await asyncio.gather(*workers)
+        rig.assessments.status = 503
+        async with running(rig.assessments.app(), rig.ports["assessments"]):
+            with process(rig) as gateway:
+                await until(rig.ready, 30)
+                workers = [asyncio.create_task(load(worker)) for worker in range(6)]
+                await until(lambda: len(answered) >= 60, 30)
+                rig.assessments.status = 200
+                await until(lambda: rig.assessments.records, 30)
+                gateway.send_signal(signal.SIGKILL)  # with a backlog half delivered
+                await asyncio.gather(*workers)
         async with running(rig.assessments.app(), rig.ports["assessments"]):
             with process(rig):
                 await until(lambda: answered <= set(rig.assessments.records), 30)
@@ -98,7 +98,7 @@ async def test_a_kill_under_load_loses_no_answered_request(rig: Rig) -> None:
 
                 await until(empty)
     assert rig.assessments.problems == []
-    assert len(rig.assessments.records) - len(answered) <= 12, "at most what was in flight at the kills"
+    assert len(rig.assessments.records) - len(answered) <= 6, "at most what was in flight at the kill"
     assert all(
         record["pictures"][0] in rig.assessments.pictures for record in rig.assessments.records.values()
     )

@@ -39,6 +39,7 @@ class FakeConfigMaps:
     expired: bool = False
     token: str = "first"
     lists: int = 0
+    denied: int = 0
     watches: list[dict[str, str]] = field(default_factory=list)
     queues: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
 
@@ -69,6 +70,7 @@ class FakeConfigMaps:
 
     async def _handle(self, request: Request) -> Response:
         if request.headers["authorization"] != f"Bearer {self.token}":
+            self.denied += 1
             return JSONResponse({"code": 401}, 401)
         if self.status != 200:
             return JSONResponse({"code": self.status}, self.status)
@@ -162,7 +164,7 @@ async def test_the_watch_outlives_the_api_server_and_a_new_token(tmp_path: Path)
         api.token = "second"
         api.text = "two"
         api.end_watches()
-        await until(lambda: len(api.queues) == 0)
+        await until(lambda: api.denied)
         (it.account / "token").write_text("second")
         await until(lambda: it.taken[-1] == "two")
 

@@ -215,7 +215,7 @@ async def test_two_processes_of_one_name_get_two_folders(tmp_path: Path) -> None
 
 
 async def test_a_full_spool_says_so_and_takes_more_once_it_is_emptied(post: Post) -> None:
-    spool, sender = post.open(max_bytes=700)
+    spool, sender = post.open(max_bytes=2 * len(frame(record(1))) + 50)
     await spool.append(record(1))
     await spool.append(record(2))
     with pytest.raises(SpoolFull):

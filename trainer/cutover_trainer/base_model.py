@@ -41,6 +41,10 @@ def base_digest(folder: Path) -> str:
     return digest_of({path.name: sha256_of_file(path) for path in files})
 
 
+def weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     document = json.loads((folder / "config.json").read_text())
     return document if isinstance(document, dict) else {}

@@ -18,7 +18,7 @@ from cutover.contract import FIELD_OVERALL
 from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
 from cutover.task import Task, Unreadable, read_answer
 
-from cutover_trainer.base_model import base_folder
+from cutover_trainer.base_model import base_folder, weights_bytes
 from cutover_trainer.examples import Example, open_prepared
 from cutover_trainer.generate import Answerer
 from cutover_trainer.joblog import ProgressReporter
@@ -57,7 +57,7 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     spec, task = config.spec, config.task
     folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
-    hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus)
+    hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
     model = load_adapter(load_base(folder, hardware), adapter_path)
     answerer = Answerer(model, encoder, data, hardware, task.max_answer_tokens)
     examples = data.part("test")

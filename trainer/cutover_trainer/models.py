@@ -17,10 +17,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cutover_trainer.encoding import Encoder
-from cutover_trainer.outcome import BadInput
+from cutover_trainer.joblog import log
+from cutover_trainer.outcome import BadInput, StageFailed
 
 _LANGUAGE_LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2"
 _VISION_LINEARS = "q_proj|k_proj|v_proj|out_proj|qkv|projection|fc1|fc2"
+MAX_WEIGHTS_BYTES_WITHOUT_GPU = 200_000_000
+"""A larger model on a node whose GPU is gone would burn days: better another node."""
 _BFLOAT16_CAPABILITY = (8, 0)
 """NVIDIA Ampere; older cards emulate bf16 slowly."""
 
@@ -35,12 +38,20 @@ class Hardware:
     """fp16 needs loss scaling."""
 
 
-def choose_hardware(precision: Literal["auto", "bf16", "fp16", "fp32"], gpus: int) -> Hardware:
-    """Raises BadInput when the card cannot do what the spec asks for."""
+def choose_hardware(
+    precision: Literal["auto", "bf16", "fp16", "fp32"], gpus: int, weights_bytes: int
+) -> Hardware:
+    """Raises BadInput when the card cannot do what the spec asks for, StageFailed when a card is missing."""
     if gpus == 0 or not torch.cuda.is_available():
+        if gpus > 0 and weights_bytes > MAX_WEIGHTS_BYTES_WITHOUT_GPU:
+            raise StageFailed(
+                "NoGpu",
+                f"compute.gpus: {gpus} asked for, but the pod sees none; the next attempt may get a sound node",
+            )
         if gpus > 0:
-            raise BadInput(
-                "NoGpu", f"compute.gpus: {gpus} asked for, but the pod sees none; set 0 to train on the CPU"
+            log(
+                "warning",
+                message="the pod sees no GPU; the base model is small enough to be trained on the CPU",
             )
         torch.set_num_threads(int(os.environ.get("CUTOVER_THREADS", "1")))
         if precision == "fp16":

@@ -30,7 +30,7 @@ from cutover_trainer.near_duplicates import near_pairs
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.picture import KeptPicture, UnusablePicture, keep
 from cutover_trainer.picture_source import PictureMissing, PictureSource, open_picture_source
-from cutover_trainer.quality import Census, Refusal, census, refusal, warnings
+from cutover_trainer.quality import Census, Refusal, census, refusal, thin_test_part
 from cutover_trainer.rows import AnswerValidator, BadRow, Row, answer_text, read_row
 from cutover_trainer.split import PARTS, Member, Part, Shares, class_counts, divide, groups_of
 from cutover_trainer.stopping import Stop
@@ -198,8 +198,9 @@ def _finish(
     per_part = class_counts(parts, members)
     report = _report(found, bad, None, per_part, len(set(groups)))
     digest = _commit(store, kept, groups, parts, report)
-    for warning in warnings(per_part["test"]):
-        log("warning", message=warning)
+    thin = thin_test_part(per_part["test"])
+    if thin is not None:
+        log("warning", message=thin)
     summary = DataSummary(
         rows=found.rows,
         train=counts["train"],

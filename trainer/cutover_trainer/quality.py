@@ -67,12 +67,12 @@ def refusal(task: Task, quality: Quality, found: Census, bad: Sequence[BadRow]) 
     return next((check for check in checks if check is not None), None)
 
 
-def warnings(test_per_class: dict[str, int]) -> list[str]:
+def thin_test_part(test_per_class: dict[str, int]) -> str | None:
     """What does not stop the run but weakens what its evaluation can say."""
-    few = {name: count for name, count in test_per_class.items() if count < FEW_TEST_ROWS}
-    return [
-        f"only {count} test rows of class {name}: its recall is a rough guess" for name, count in few.items()
-    ]
+    few = [f"{name} {count}" for name, count in test_per_class.items() if count < FEW_TEST_ROWS]
+    if not few:
+        return None
+    return f"fewer than {FEW_TEST_ROWS} test rows, so recall is a rough guess: {', '.join(few)}"
 
 
 def _bad_rows(quality: Quality, found: Census, bad: Sequence[BadRow]) -> Refusal | None:
@@ -129,7 +129,9 @@ def _examples(quality: Quality, found: Census) -> Refusal | None:
 def _classes(task: Task, quality: Quality, found: Census) -> Refusal | None:
     needed = quality.required_classes or list(found.per_class)
     least = max(quality.min_per_class, 1 if quality.required_classes else 0)
-    short = [f"{name} {found.per_class[name]}" for name in needed if found.per_class[name] < least]
+    short = [
+        f"{name} {found.per_class.get(name, 0)}" for name in needed if found.per_class.get(name, 0) < least
+    ]
     if not short:
         return None
     return Refusal(

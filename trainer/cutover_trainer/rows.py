@@ -1,6 +1,7 @@
 """Reads one line of the training data and says either what it teaches or what is wrong with it.
 
-Pure: bytes in, `Row` or `BadRow` out. The human label wins over the assistant's answer in the scored fields.
+Pure: bytes in, `Row` or `BadRow` out. The assistant's answer is the one people agreed on; a row nobody has looked at
+says `"validated": false`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cutover.chat import picture_urls, template_messages
@@ -46,7 +47,6 @@ class Row:
     control: Mapping[str, Any] | None
     """What today's model said; an unreadable answer is an empty mapping, hence wrong."""
     validated: bool
-    labels: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,7 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
         document = _document(raw)
         row_id = str(document.get("id") or f"line-{line}")
         question, answer_text = _question_and_answer(document)
-        labels = _labels(document)
-        answer = _answer(answer_text, labels, task, validator)
+        answer = _answer(answer_text, task, validator)
         group = document.get(group_by)
         return Row(
             line=line,
@@ -87,7 +86,6 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
             truth={name: str(answer[name]) for name in task.scored_fields},
             control=_control(document.get("control_answer")),
             validated=bool(document.get("validated", True)),
-            labels=labels,
         )
     except _Wrong as wrong:
         return BadRow(line, row_id, wrong.reason, wrong.detail)
@@ -108,9 +106,15 @@ def _question_and_answer(document: Mapping[str, Any]) -> tuple[list[dict[str, An
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise _Wrong("NoMessages", "messages must be a list of objects with role and content")
     roles = [message.get("role") for message in messages]
-    if roles not in (["system", "user", "assistant"], ["user", "assistant"]):
-        detail = f"messages have the roles {roles}; wanted system (optional), user, assistant"
-        raise _Wrong("NoAssistantAnswer" if "assistant" not in roles else "UnknownLayout", detail)
+    if roles[-1:] != ["assistant"]:
+        raise _Wrong(
+            "NoAssistantAnswer", f"messages have the roles {roles}; the last must be the assistant's answer"
+        )
+    asked = roles[:-1]
+    if not asked or "user" not in asked or any(role != "user" for role in asked[asked[0] == "system" :]):
+        raise _Wrong(
+            "UnknownLayout", f"messages have the roles {roles}; wanted system (optional), user, assistant"
+        )
     answer = messages[-1].get("content")
     if isinstance(answer, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in answer
@@ -142,21 +146,10 @@ def _picture_url(question: Sequence[Mapping[str, Any]]) -> str:
     return urls[0]
 
 
-def _labels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    labels = document.get("labels") or []
-    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
-        raise _Wrong("UnknownLayout", "labels must be a list of objects")
-    return labels
-
-
-def _answer(
-    text: str, labels: Sequence[Mapping[str, Any]], task: Task, validator: AnswerValidator
-) -> dict[str, Any]:
+def _answer(text: str, task: Task, validator: AnswerValidator) -> dict[str, Any]:
     answer = read_answer(text)
     if isinstance(answer, Unreadable):
         raise _Wrong("UnreadableAnswer", f"the assistant's answer is {answer.reason}")
-    for label in labels:
-        answer.update({name: label[name] for name in task.scored_fields if label.get(name) is not None})
     for name in task.scored_fields:
         if name not in answer:
             raise _Wrong("InvalidAnswer", f"the answer has no {name}")

@@ -15,6 +15,8 @@ from typing import Literal
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+LEAST_GROUPS = 3
+"""From here on a class gives a group to the test part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,10 @@ def divide(members: Sequence[Member], groups: Sequence[int], shares: Shares, see
     strata: dict[str, list[list[Member]]] = defaultdict(list)
     for rows in rows_of.values():
         strata[_stratum(rows)].append(rows)
+    rare = [name for name in sorted(strata) if len(strata[name]) < LEAST_GROUPS]
+    if rare:
+        # Too few to be dealt out alone: together they may still fill a test part.
+        strata[""] = [rows for name in rare for rows in strata.pop(name)]
     parts: dict[str, Part] = {}
     for stratum in sorted(strata):
         ordered = sorted(strata[stratum], key=lambda rows: _rank(seed, rows))
@@ -85,11 +91,11 @@ def _rank(seed: int, rows: Sequence[Member]) -> bytes:
 
 
 def _deal(sizes: Sequence[int], shares: Shares) -> list[Part]:
-    """Test first, then validation, the rest is for training; three groups suffice for a test part."""
+    """Test first, then validation, the rest is for training; `LEAST_GROUPS` suffice for a test part."""
     total = sum(sizes)
     wanted = {
-        "test": _wanted(total, shares.test, len(sizes) >= 3),
-        "validation": _wanted(total, shares.validation, len(sizes) >= 5),
+        "test": _wanted(total, shares.test, len(sizes) >= LEAST_GROUPS),
+        "validation": _wanted(total, shares.validation, len(sizes) >= LEAST_GROUPS + 2),
     }
     dealt: list[Part] = []
     got = {"test": 0, "validation": 0}

@@ -18,7 +18,7 @@ from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
 
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
-from cutover_trainer.base_model import base_digest, base_folder
+from cutover_trainer.base_model import base_digest, base_folder, weights_bytes
 from cutover_trainer.batches import BatchBuilder, encode_all
 from cutover_trainer.checkpoints import Checkpoints, TrainingState
 from cutover_trainer.examples import open_prepared
@@ -43,7 +43,7 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     data = open_prepared(store, scratch)
     folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
-    hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus)
+    hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
     examples, held_out = data.part("train"), data.part("validation")[:VALIDATION_ROWS]
     encoded = encode_all(encoder, examples)
     training = BatchBuilder(encoder, data, examples, encoded, hardware)

@@ -371,7 +371,7 @@ class ModelRolloutStatus(StatusModel):
 
 
 class ModelRollout(ApiModel):
-    """kind ModelRollout, short name `mro`."""
+    """From a registered model version to all of the traffic, or back to none of it."""
 
     kind_name: ClassVar[str] = "ModelRollout"
     plural: ClassVar[str] = "modelrollouts"

@@ -395,7 +395,7 @@ class TrainingRunStatus(StatusModel):
 
 
 class TrainingRun(ApiModel):
-    """kind TrainingRun, short name `tr`."""
+    """From validated assessments to a registered model version."""
 
     kind_name: ClassVar[str] = "TrainingRun"
     plural: ClassVar[str] = "trainingruns"

@@ -95,7 +95,7 @@ class Ledger:
     series: Mapping[str, Sample] = field(default_factory=dict)
     totals: Totals = field(default_factory=dict)
     marks: tuple[Mark, ...] = ()
-    bettor: Bettor = Bettor()
+    bettor: Bettor = field(default_factory=Bettor)
     cost_limit: float | None = None
     cohorts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Open cost cohorts: minute -> (USD, requests)."""
@@ -133,7 +133,9 @@ class Ledger:
         if len(marks) > MARKS_KEPT:
             current = max((m.step for m in marks if m.step is not None), default=None)
             spare = [
-                m for m in marks if m.k not in (1, self.fresh_from, k) and (m.step is None or m.step != current)
+                m
+                for m in marks
+                if m.k not in (1, self.fresh_from, k) and (m.step is None or m.step != current)
             ]
             marks = tuple(m for m in marks if m is not spare[0]) if spare else marks
         return replace(self, marks=marks)
@@ -189,7 +191,11 @@ class Ledger:
         if len(series) > SERIES_KEPT:
             newest = max(at_ for at_, _ in series.values())
             idle = sorted(
-                (s for s in series.items() if newest - s[1][0] > IDLE_SECONDS and not s[0].startswith(HIGHEST)),
+                (
+                    s
+                    for s in series.items()
+                    if newest - s[1][0] > IDLE_SECONDS and not s[0].startswith(HIGHEST)
+                ),
                 key=lambda s: s[1][0],
             )
             for name, _ in idle[: len(series) - SERIES_KEPT]:
@@ -241,25 +247,35 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
             folding.count(REQUESTS, one, key, cohort=1 if counted else None)
     if COST in answers:
         for one in folding.own(answers[COST].of(rollout)):
-            folding.count(COST, one, f"cost/{one.label('arm')}", cohort=0 if one.label("arm") == "candidate" else None)
+            folding.count(
+                COST, one, f"cost/{one.label('arm')}", cohort=0 if one.label("arm") == "candidate" else None
+            )
     if DURATION in answers:
         folding.histogram(DURATION, "duration", folding.own(answers[DURATION].of(rollout)))
     if SHADOW_PAIRS in answers:
         for one in folding.own(answers[SHADOW_PAIRS].of(rollout), "candidate"):
             folding.count(SHADOW_PAIRS, one, f"shadow/{one.label('agreement')}")
     if SHADOW_DURATION in answers:
-        folding.histogram(SHADOW_DURATION, "shadow", folding.own(answers[SHADOW_DURATION].of(rollout), "candidate"))
+        folding.histogram(
+            SHADOW_DURATION, "shadow", folding.own(answers[SHADOW_DURATION].of(rollout), "candidate")
+        )
     if LABELS_MATURED in answers:
-        names = ("rollout", "arm", "version", "field", "stratum", "result")
-        folding.highest(LABELS_MATURED, folding.own(answers[LABELS_MATURED].of(rollout)), names, "labels", (1, 3, 5))
+        parts = ("rollout", "arm", "version", "field", "stratum", "result")
+        folding.highest(
+            LABELS_MATURED, folding.own(answers[LABELS_MATURED].of(rollout)), parts, "labels", (1, 3, 5)
+        )
     if SATISFACTION in answers:
         names = ("rollout", "arm", "version", "score")
-        folding.highest(SATISFACTION, folding.own(answers[SATISFACTION].of(rollout)), names, "satisfaction", (1, 3))
+        folding.highest(
+            SATISFACTION, folding.own(answers[SATISFACTION].of(rollout)), names, "satisfaction", (1, 3)
+        )
     for gate, bad, total in wanted.custom:
         for part, selector in (("bad", bad), ("total", total)):
             if selector in answers:
                 for one in answers[selector].series:
-                    folding.count(f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", born_at=ledger.started_at)
+                    folding.count(
+                        f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", born_at=ledger.started_at
+                    )
     return folding.done()
 
 
@@ -273,14 +289,18 @@ class _Folding:
         self.totals = dict(ledger.totals)
         same_limit = ledger.cost_limit == wanted.cost_limit
         self.bettor = ledger.bettor if same_limit else Bettor()
-        self.cohorts = {int(minute): list(pair) for minute, pair in ledger.cohorts.items()} if same_limit else {}
+        self.cohorts = (
+            {int(minute): list(pair) for minute, pair in ledger.cohorts.items()} if same_limit else {}
+        )
         self.newest = -math.inf
         self.resets, self.refused = ledger.resets, ledger.refused
 
     def own(self, series: Iterable[Series], arm: str = "") -> list[Series]:
         """Series of the control, and of the candidate in the version the evidence is about."""
         return [
-            s for s in series if (arm or s.label("arm")) != "candidate" or s.label("version") == self.wanted.version
+            s
+            for s in series
+            if (arm or s.label("arm")) != "candidate" or s.label("version") == self.wanted.version
         ]
 
     def add(self, key: str, amount: float) -> None:
@@ -337,7 +357,12 @@ class _Folding:
                 self.series[name] = everything.last
 
     def highest(
-        self, metric: str, series: Iterable[Series], names: tuple[str, ...], prefix: str, shown: tuple[int, ...]
+        self,
+        metric: str,
+        series: Iterable[Series],
+        names: tuple[str, ...],
+        prefix: str,
+        shown: tuple[int, ...],
     ) -> None:
         """Totals from a database that every replica exports alike: the highest one counts, once."""
         for one in series:
@@ -371,7 +396,9 @@ class _Folding:
         limit = self.wanted.cost_limit
         if limit is None or limit <= 0:
             return
-        closed_before = int((self.newest - COHORT_SECONDS) // COHORT_SECONDS) if math.isfinite(self.newest) else -1
+        closed_before = (
+            int((self.newest - COHORT_SECONDS) // COHORT_SECONDS) if math.isfinite(self.newest) else -1
+        )
         cost = requests = 0.0
         for minute in sorted(m for m in self.cohorts if m < closed_before):
             pair = self.cohorts.pop(minute)

@@ -21,7 +21,12 @@ def to_config_map(ledger: Ledger, owner: Owner, current: dict[str, Any] | None) 
         metadata["resourceVersion"] = current["metadata"]["resourceVersion"]
         if "uid" in current["metadata"]:
             metadata["uid"] = current["metadata"]["uid"]
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {LEDGER_KEY: ledger.to_json()}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {LEDGER_KEY: ledger.to_json()},
+    }
 
 
 def from_config_map(config_map: dict[str, Any] | None, uid: str) -> Ledger | None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -33,25 +31,6 @@ def window_for(age_seconds: float) -> int:
         if age_seconds + SLACK_SECONDS <= window:
             return window
     return WINDOWS_SECONDS[-1]
-
-
-def url_allowed(url: str, allowed: Iterable[str]) -> bool:
-    """Whether a URL has the origin of an allowed one and lies under its path. No prefixes of host names."""
-    try:
-        asked = urlsplit(url)
-        asked_port = asked.port
-    except ValueError:
-        return False
-    if asked.scheme not in ("http", "https") or asked.username or asked.password or not asked.hostname:
-        return False
-    for entry in allowed:
-        rule = urlsplit(entry)
-        if (rule.scheme, rule.hostname, rule.port) != (asked.scheme, asked.hostname, asked_port):
-            continue
-        folder = rule.path.rstrip("/")
-        if ".." not in asked.path and (not folder or (asked.path.rstrip("/") + "/").startswith(folder + "/")):
-            return True
-    return False
 
 
 @dataclass(slots=True)
@@ -104,11 +83,17 @@ class Prometheus:
                 served_at = _served_at(response.headers.get("Date"))
                 status = response.status
         except TimeoutError:
-            return Unavailable("TimedOut", f"Prometheus at {url} gave no answer within {self._timeout_seconds:g} s")
+            return Unavailable(
+                "TimedOut", f"Prometheus at {url} gave no answer within {self._timeout_seconds:g} s"
+            )
         except (aiohttp.ClientError, OSError) as error:
-            return Unavailable("Unreachable", f"Prometheus at {url} cannot be reached: {type(error).__name__}: {error}")
+            return Unavailable(
+                "Unreachable", f"Prometheus at {url} cannot be reached: {type(error).__name__}: {error}"
+            )
         if len(body) > ANSWER_LIMIT_BYTES:
-            return Unavailable("BadAnswer", f"Prometheus at {url} answered more than {ANSWER_LIMIT_BYTES} bytes")
+            return Unavailable(
+                "BadAnswer", f"Prometheus at {url} answered more than {ANSWER_LIMIT_BYTES} bytes"
+            )
         if status in (400, 422):
             return Unavailable("QueryRefused", f"Prometheus at {url} refused {query}: {_error_text(body)}")
         if status != 200:
@@ -116,7 +101,9 @@ class Prometheus:
         try:
             return _parse(body, served_at)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return Unavailable("BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512])
+            return Unavailable(
+                "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
+            )
 
 
 def _served_at(date: str | None) -> float:
@@ -141,7 +128,9 @@ def _parse(body: bytes, served_at: float) -> Answer:
         raise ValueError(f"status {document['status']!r}: {document.get('error', '')}")
     data = document["data"]
     if data["resultType"] != "matrix":
-        raise ValueError(f"a {data['resultType']}, not raw samples; name a counter without a function around it")
+        raise ValueError(
+            f"a {data['resultType']}, not raw samples; name a counter without a function around it"
+        )
     found = []
     for row in data["result"]:
         labels = {str(k): str(v) for k, v in row["metric"].items()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
 
 from cutover.contract import (
     BREAKER_OPEN,
@@ -22,8 +24,9 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 
+from cutover_operator.conditions import timestamp
 from cutover_operator.evidence.ledger import Ledger, Wanted, fold
-from cutover_operator.evidence.prometheus import Prometheus, window_for
+from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
     Answer,
     Series,
@@ -34,6 +37,12 @@ from cutover_operator.evidence.samples import (
 )
 
 OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN})
+
+
+class Samples(Protocol):
+    """Raw samples of the last `window_seconds`."""
+
+    async def read(self, url: str, selector: str, window_seconds: int) -> Answer | Unavailable: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,9 @@ def selectors(wish: Wish) -> dict[str, str]:
     if wish.shadow:
         found[SHADOW_PAIRS] = SHADOW_PAIRS + some
         if edges:
-            found[SHADOW_DURATION] = f'{SHADOW_DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+            found[SHADOW_DURATION] = (
+                f'{SHADOW_DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+            )
     if wish.satisfaction:
         found[SATISFACTION] = SATISFACTION + some
     for _, bad, total in wish.wanted.custom:
@@ -87,11 +98,11 @@ def _edge_pattern(edge: float) -> str:
     return short if "." in short else f"{short}|{short}\\\\.0"
 
 
-async def read_evidence(prometheus: Prometheus, wish: Wish, ledger: Ledger, now: float) -> Read:
+async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, now: float) -> Read:
     """The ledger with everything counted that came since, or the reason why nothing can be said now."""
     window = window_for(max(0.0, now - (ledger.written_at or ledger.started_at)))
     wanted = selectors(wish)
-    results = await asyncio.gather(*(prometheus.read(wish.url, text, window) for text in wanted.values()))
+    results = await asyncio.gather(*(samples.read(wish.url, text, window) for text in wanted.values()))
     answers = dict(zip(wanted, results, strict=True))
     return digest(answers, wish, ledger)
 
@@ -110,7 +121,9 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
         current=fold(ledger, good, wish.wanted),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(_fresh([s for s in replicas.series if s.label("gateway") == wish.gateway], replicas)),
+        scraped_replicas=len(
+            _fresh([s for s in replicas.series if s.label("gateway") == wish.gateway], replicas)
+        ),
         requests_per_second=per_second(requests),
         control_down=breaker is not None
         and any(
@@ -140,20 +153,21 @@ def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Un
             "it does not scrape the gateway",
         )
     if not _fresh(own, replicas):
-        age = replicas.served_at - max(s.newest for s in own)
-        return Unavailable("Stale", f"the newest sample of gateway {wish.gateway} is {age:.0f} s old")
+        return Unavailable("Stale", f"the newest sample of gateway {wish.gateway} is from {_clock(own)}")
     counted = list(requests.of(wish.wanted.rollout))
     if not counted:
         return Unavailable(
             "NoSeries", f"gateway {wish.gateway} is scraped, but has no series {REQUESTS} of this rollout yet"
         )
     if not _fresh(counted, requests):
-        age = requests.served_at - max(s.newest for s in counted)
-        return Unavailable("Stale", f"the newest sample of {REQUESTS} of this rollout is {age:.0f} s old")
-    refused = [s for s in counted if s.samples and not _usable_newest(s)]
-    if refused:
-        return Unavailable("BadAnswer", f"the newest samples of {REQUESTS} are no counts (NaN, infinite or negative)")
+        return Unavailable(
+            "Stale", f"the newest sample of {REQUESTS} of this rollout is from {_clock(counted)}"
+        )
     return None
+
+
+def _clock(series: list[Series]) -> str:
+    return timestamp(datetime.fromtimestamp(max(s.newest for s in series), UTC))
 
 
 def _usable_newest(series: Series) -> bool:
@@ -168,5 +182,7 @@ def _labels_problem(answer: Answer | Unavailable | None, rollout: str, ledger: L
     if any(not _usable_newest(s) for s in own):
         return Unavailable("BadAnswer", f"the newest samples of {LABELS_MATURED} are no counts")
     if any(key.startswith("labels/") for key in ledger.totals) and not _fresh(own, answer):
-        return Unavailable("Stale", "the assessments service does not export this rollout's labels at present")
+        return Unavailable(
+            "Stale", "the assessments service does not export this rollout's labels at present"
+        )
     return None

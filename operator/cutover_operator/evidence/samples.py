@@ -7,6 +7,7 @@ Folding two windows one after the other gives what folding their union gives, in
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,9 @@ class Answer:
 class Unavailable:
     """Why there is no answer. Never a number, hence never a verdict."""
 
-    kind: Literal["NotAllowed", "Unreachable", "TimedOut", "HttpError", "BadAnswer", "QueryRefused", "NoSeries", "Stale"]
+    kind: Literal[
+        "NotAllowed", "Unreachable", "TimedOut", "HttpError", "BadAnswer", "QueryRefused", "NoSeries", "Stale"
+    ]
     message: str
 
 
@@ -112,7 +115,7 @@ def scrape_interval(series: Iterable[Series]) -> float | None:
     gaps: list[float] = []
     for one in series:
         times = sorted({at for at, _ in one.samples})
-        gaps.extend(b - a for a, b in zip(times, times[1:], strict=False))
+        gaps.extend(b - a for a, b in itertools.pairwise(times))
     if not gaps:
         return None
     gaps.sort()

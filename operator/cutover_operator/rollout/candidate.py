@@ -67,7 +67,9 @@ def served_model(spec: ModelRolloutSpec, training_run: dict[str, Any] | None) ->
         return _fitting(spec, found)
     name = candidate.training_run_ref.name if candidate.training_run_ref else ""
     if training_run is None:
-        return Refusal("TrainingRunNotFound", f"candidate.trainingRunRef: there is no TrainingRun {name} here", True)
+        return Refusal(
+            "TrainingRunNotFound", f"candidate.trainingRunRef: there is no TrainingRun {name} here", True
+        )
     if spec.serving.engine == "external":
         return Refusal(
             "EngineMismatch", "serving.engine external serves a URL; a TrainingRun needs vllm, tgi or builtin"
@@ -75,11 +77,16 @@ def served_model(spec: ModelRolloutSpec, training_run: dict[str, Any] | None) ->
     return _of_training_run(spec, name, training_run)
 
 
-def _of_training_run(spec: ModelRolloutSpec, name: str, training_run: dict[str, Any]) -> ServedModel | Refusal:
+def _of_training_run(
+    spec: ModelRolloutSpec, name: str, training_run: dict[str, Any]
+) -> ServedModel | Refusal:
     try:
         status = TrainingRunStatus.model_validate(training_run.get("status") or {})
     except ValidationError as error:
-        return Refusal("TrainingRunUnreadable", f"TrainingRun {name}: status cannot be read: {error.error_count()} errors")
+        return Refusal(
+            "TrainingRunUnreadable",
+            f"TrainingRun {name}: status cannot be read: {error.error_count()} errors",
+        )
     conditions = {c.type: c for c in status.conditions}
     succeeded, stalled = conditions.get("Succeeded"), conditions.get("Stalled")
     if succeeded is None or succeeded.status != "True" or status.model is None:

@@ -13,6 +13,7 @@ from cutover.api.modelrollout import LedgerRef, ModelRolloutStatus, Step, StepRe
 from cutover.contract import rollout_key
 from cutover.route import Arm, GatewayConfig
 
+from cutover_operator.conditions import timestamp
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import ledger_name
 from cutover_operator.plan import Notice
@@ -162,7 +163,7 @@ class Draft:
         """Set a condition; True when its status is another than before."""
         before = self.conditions.get(type_)
         changed = before is None or before.status != status
-        since = before.last_transition_time if before is not None and not changed else stamp(self.now)[:19] + "Z"
+        since = before.last_transition_time if before is not None and not changed else timestamp(self.now)
         self.conditions[type_] = Condition(
             type=type_,
             status=status,
@@ -218,7 +219,9 @@ class Draft:
             steps=[*self.status.steps, record][-STEPS_KEPT:],
         )
         self.say("StepEntered", f"step {index + 1} of {len(self.spec.steps)}, {step_title(step)}")
-        self.notice("StepEntered", self.status.message, about=f"{self.ledger.epoch}-{index}-{stamp(self.now)}")
+        self.notice(
+            "StepEntered", self.status.message, about=f"{self.ledger.epoch}-{index}-{stamp(self.now)}"
+        )
         self.again(min(1.0, self.interval_seconds))
 
     def new_ledger(self) -> Ledger:
@@ -231,7 +234,9 @@ class Draft:
         control = self.control()
         return control.to_wire() if control is not None else None
 
-    def finish(self, finish: Literal["RolledBack", "Aborted", "Superseded"], reason: str, message: str) -> None:
+    def finish(
+        self, finish: Literal["RolledBack", "Aborted", "Superseded"], reason: str, message: str
+    ) -> None:
         """No traffic for the candidate from here on, and no way back but a person's request."""
         self.leave_step(finish, message)
         self.set(
@@ -246,9 +251,12 @@ class Draft:
         self.ledger_due = self.ledger is not None
         self.condition("Promoted", "False", finish, message)
         self.condition("RolledBack", "True" if finish == "RolledBack" else "False", reason, message)
+        self.condition("RouteInSync", "False", finish, "the gateways take the traffic back")
         self.condition("SharedIncident", "False", finish)
         self.condition("Held", "False", finish)
-        self.notice(finish, f"{reason}: {message}", "Warning" if finish != "Superseded" else "Normal", stamp(self.now))
+        self.notice(
+            finish, f"{reason}: {message}", "Warning" if finish != "Superseded" else "Normal", stamp(self.now)
+        )
         self.again(1.0)
 
     def ledger_ref(self, ledger: Ledger) -> LedgerRef:
@@ -256,4 +264,8 @@ class Draft:
 
     def deadline_passed(self, start: str | None, duration: str | None) -> bool:
         at = parsed(start)
-        return duration is not None and at is not None and self.now >= at + timedelta(seconds=to_seconds(duration))
+        return (
+            duration is not None
+            and at is not None
+            and self.now >= at + timedelta(seconds=to_seconds(duration))
+        )

@@ -10,14 +10,16 @@ from datetime import timedelta
 from cutover.contract import FINALIZER
 from cutover.route import GatewayConfig
 
-from cutover_operator.evidence.prometheus import url_allowed
+from cutover_operator.origins import is_allowed
 from cutover_operator.rollout import gates
 from cutover_operator.rollout.candidate import Refusal
-from cutover_operator.rollout.draft import Draft, parsed
+from cutover_operator.rollout.draft import Draft, parsed, stamp
 from cutover_operator.rollout.routing import first_control, holder_of
 from cutover_operator.rollout.serving import health
 
 DELETION_WAIT = timedelta(seconds=60)
+GIVE_UP_WAIT = timedelta(minutes=10)
+"""A gateway pod that never reports does not keep the candidate's pods for ever."""
 OVER = ("RolledBack", "Aborted", "Superseded")
 WAIT_SECONDS = 5.0
 STALLED_SECONDS = 30.0
@@ -49,7 +51,10 @@ def being_deleted(d: Draft) -> bool:
     if done or waited:
         d.finalizer = False
         return True
-    d.say("Deleting", f"waiting until no traffic is left: {d.out_of_sync() or 'the route still names this model'}")
+    d.say(
+        "Deleting",
+        f"waiting until no traffic is left: {d.out_of_sync() or 'the route still names this model'}",
+    )
     d.again(1.0)
     return True
 
@@ -115,14 +120,17 @@ def over(d: Draft) -> bool:
         reported = bool(d.world.gateways) and all(
             p.report is not None and p.report.generation >= route.generation for p in d.world.gateways
         )
-    waited = ended is not None and d.now - ended >= DELETION_WAIT and not d.world.gateways
+    age = d.now - ended if ended is not None else timedelta(0)
+    waited = age >= GIVE_UP_WAIT or (age >= DELETION_WAIT and (not d.world.gateways or route is None))
     untouched = d.status.route_generation == 0
-    if untouched or (not named and (reported or waited)):
+    if untouched or waited or (not named and reported):
         d.remove_children = True
         d.condition("CandidateServing", "False", "Removed", "the candidate's pods are removed")
         d.condition("RouteInSync", "True", "AtRest", "no gateway asks the candidate")
     else:
-        d.condition("RouteInSync", "False", "Waiting", d.out_of_sync() or "the route still names the candidate")
+        d.condition(
+            "RouteInSync", "False", "Waiting", d.out_of_sync() or "the route still names the candidate"
+        )
         d.again(1.0)
     return True
 
@@ -172,12 +180,14 @@ def _refusal(d: Draft) -> Refusal | None:
                 "ProviderNotFound", f"{path}.provider: gateway {ref} has no provider {name!r}; it has {known}"
             )
     if gateway.default_provider not in gateway.providers:
-        return Refusal("ProviderNotFound", f"gateway {ref}: its defaultProvider {gateway.default_provider!r} is unknown")
+        return Refusal(
+            "ProviderNotFound", f"gateway {ref}: its defaultProvider {gateway.default_provider!r} is unknown"
+        )
     wrong = gates.mistakes(d.spec, gateway.task)
     if wrong is not None:
         return Refusal(*wrong)
     site, url = d.world.site, d.spec.analysis.prometheus.url
-    if url is not None and not url_allowed(url, (*site.allowed_urls, site.prometheus_url)):
+    if url is not None and not is_allowed(url, (*site.allowed_urls, site.prometheus_url)):
         return Refusal("UrlNotAllowed", f"analysis.prometheus.url {url} is not in the operator's allow list")
     if url is None and not site.prometheus_url:
         return Refusal("PrometheusUnknown", "analysis.prometheus.url: set it, the operator has no default")
@@ -218,7 +228,9 @@ def edited(d: Draft) -> bool:
         return False
     assert d.model is not None
     if d.status.candidate_version not in ("", d.model.version):
-        message = f"the candidate changed from {d.status.candidate_version} to {d.model.version}: starting again"
+        message = (
+            f"the candidate changed from {d.status.candidate_version} to {d.model.version}: starting again"
+        )
         d.leave_step("CandidateChanged", message)
         if d.ledger is not None:
             d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version)
@@ -228,7 +240,7 @@ def edited(d: Draft) -> bool:
             step=0,
             weight=0,
             shadow=0,
-            step_entered_at=_now(d),
+            step_entered_at=stamp(d.now),
             step_confirmed_at=None,
             candidate_version=d.model.version,
             steps_hash=gates.steps_hash(d.spec),
@@ -251,10 +263,6 @@ def edited(d: Draft) -> bool:
     d.say("StepsChanged", message)
     d.notice("StepsChanged", message, "Warning", digest)
     return True
-
-
-def _now(d: Draft) -> str:
-    return d.now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---------------------------------------------------------------- the gateway
@@ -290,7 +298,7 @@ def gateway_wanted(d: Draft) -> bool:
             d.ledger = d.ledger.pinned(first_control(d.spec, config, d.world.route).to_wire())
     d.set(
         phase="Starting",
-        step_entered_at=_now(d),
+        step_entered_at=stamp(d.now),
         steps_hash=gates.steps_hash(d.spec),
         candidate_version=d.model.version,
     )
@@ -311,7 +319,9 @@ def other_orders(d: Draft) -> bool:
         d.ledger = None
         d.enter_step(0)
         d.condition("EvidenceLost", "False", "Retried")
-        d.say("RetryRequested", f"starting again from the first step with fresh evidence (request {order.id})")
+        d.say(
+            "RetryRequested", f"starting again from the first step with fresh evidence (request {order.id})"
+        )
         return True
     refused = ""
     if order.action == "retry":
@@ -349,12 +359,12 @@ def promote(d: Draft, message: str) -> None:
     if d.ledger is not None:
         d.ledger = d.ledger.restarted_watch(d.now.timestamp(), d.status.step)
         d.ledger_due = True
-    d.set(phase="Promoted", finish="Promoted", finished_at=_now(d), weight=100, shadow=0)
+    d.set(phase="Promoted", finish="Promoted", finished_at=stamp(d.now), weight=100, shadow=0)
     d.say("Promoted", message)
     d.condition("Promoted", "True", "Promoted", message)
     d.condition("RolledBack", "False", "Promoted")
     d.condition("Held", "False", "Promoted")
-    d.notice("Promoted", message, about=_now(d))
+    d.notice("Promoted", message, about=stamp(d.now))
     d.again(d.interval_seconds)
 
 
@@ -368,6 +378,11 @@ def candidate_starting(d: Draft) -> bool:
         d.again(WAIT_SECONDS)
         return True
     pods = health(d.world)
+    if pods.all_ready and d.spec.freeze:
+        d.say("Frozen", "the candidate is ready; freeze is set, so the first step does not begin")
+        d.condition("Held", "True", "Frozen", d.status.message)
+        d.again(WAIT_SECONDS)
+        return True
     if pods.all_ready:
         d.enter_step(0)
         return True

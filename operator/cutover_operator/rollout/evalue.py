@@ -27,7 +27,9 @@ KAPPA_RATIO = 10.0
 Side = Literal[-1, 1]
 
 
-def log_e(successes: ArrayLike, failures: ArrayLike, p0: float, side: Side, kappa: float) -> NDArray[np.float64]:
+def log_e(
+    successes: ArrayLike, failures: ArrayLike, p0: float, side: Side, kappa: float
+) -> NDArray[np.float64]:
     """Evidence against "the chance of success is at least p0" (side -1) or "at most p0" (side +1).
 
     Element by element; counts below zero count as zero. Raises ValueError for a p0 outside (0, 1).
@@ -79,7 +81,9 @@ def divergence(p: float, q: float) -> float:
     return total
 
 
-def still_needed(successes: float, failures: float, p0: float, side: Side, kappa: float, alpha: float) -> float | None:
+def still_needed(
+    successes: float, failures: float, p0: float, side: Side, kappa: float, alpha: float
+) -> float | None:
     """How many more outcomes like those seen so far would reach `1 / alpha`.
 
     None when they point the wrong way (or nowhere), so that no number of them would.
@@ -95,7 +99,9 @@ def still_needed(successes: float, failures: float, p0: float, side: Side, kappa
     return max(0.0, missing / gain) if gain > 0 else None
 
 
-def interval(successes: float, failures: float, alpha: float, a: float = 1.0, b: float = 1.0) -> tuple[float, float]:
+def interval(
+    successes: float, failures: float, alpha: float, a: float = 1.0, b: float = 1.0
+) -> tuple[float, float]:
     """Shares not refuted at any time so far, at level alpha: around the observed share, for display and comparison."""
     s, f = max(successes, 0.0), max(failures, 0.0)
     if s + f <= 0:

@@ -112,7 +112,9 @@ def advance_names(spec: ModelRolloutSpec, step: Step) -> frozenset[str]:
     if not _accuracy_proven_before(spec, step):
         wanted.add("accuracy")
     # A gate that can only advance would decide nothing at all if no step asked for it.
-    return frozenset(g.name for g in gates if g.metric in wanted or (not g.rolls_back and g.metric not in SHADOW_GATES))
+    return frozenset(
+        g.name for g in gates if g.metric in wanted or (not g.rolls_back and g.metric not in SHADOW_GATES)
+    )
 
 
 def _accuracy_proven_before(spec: ModelRolloutSpec, step: Step) -> bool:
@@ -160,9 +162,15 @@ def mistakes(spec: ModelRolloutSpec, task: Task) -> tuple[str, str] | None:
             return "LimitMissing", f"gate {named.name}: limit is not set; {gate.metric} needs one"
         if gate.metric == "accuracy":
             if gate.limit is None and gate.margin is None:
-                return "LimitMissing", f"gate {named.name}: set limit (for example 0.90) or margin (for example 0.02)"
+                return (
+                    "LimitMissing",
+                    f"gate {named.name}: set limit (for example 0.90) or margin (for example 0.02)",
+                )
             if gate.limit is not None and not 0 < gate.limit < 1:
-                return "LimitOutOfRange", f"gate {named.name}: limit {gate.limit:g} is not a share between 0 and 1"
+                return (
+                    "LimitOutOfRange",
+                    f"gate {named.name}: limit {gate.limit:g} is not a share between 0 and 1",
+                )
             if named.field != FIELD_OVERALL and named.field not in task.scored_fields:
                 known = ", ".join(task.scored_fields)
                 return (
@@ -170,7 +178,10 @@ def mistakes(spec: ModelRolloutSpec, task: Task) -> tuple[str, str] | None:
                     f"gate {named.name}: field {gate.field!r} is not scored by task {task.name}; it scores {known}",
                 )
         if gate.metric in ("errorRate", "custom") and gate.limit is not None and not 0 < gate.limit < 1:
-            return "LimitOutOfRange", f"gate {named.name}: limit {gate.limit:g} is not a share between 0 and 1"
+            return (
+                "LimitOutOfRange",
+                f"gate {named.name}: limit {gate.limit:g} is not a share between 0 and 1",
+            )
         if gate.metric == "cost" and gate.limit == 0:
             return "LimitOutOfRange", f"gate {named.name}: limit 0 can never be met; name USD per assessment"
         if gate.metric == "latency" and gate.limit not in LATENCY_EDGES_SECONDS:
@@ -189,5 +200,8 @@ def mistakes(spec: ModelRolloutSpec, task: Task) -> tuple[str, str] | None:
         unknown = sorted(set(step.gates or ()) - names)
         if unknown:
             listed = ", ".join(sorted(names)) or "none"
-            return "GateNotFound", f"step {index}: gate {unknown[0]!r} cannot pass it; gates that can: {listed}"
+            return (
+                "GateNotFound",
+                f"step {index}: gate {unknown[0]!r} cannot pass it; gates that can: {listed}",
+            )
     return None

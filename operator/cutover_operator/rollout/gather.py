@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Protocol
 
-import aiohttp
 import yaml
 from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
 from cutover.contract import (
     GATEWAY_KEY,
     LABEL_GATEWAY,
-    PATH_ROUTE_REPORT,
-    PORT_OPS,
     gateway_config_map,
     rollout_key,
     route_config_map,
 )
-from cutover.route import GatewayConfig, RouteReport
+from cutover.route import GatewayConfig
 from pydantic import ValidationError
 
 from cutover_operator.evidence.ledger import Ledger, LedgerError, Wanted
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
-from cutover_operator.evidence.prometheus import Prometheus, url_allowed
-from cutover_operator.evidence.reading import Wish, read_evidence
+from cutover_operator.evidence.reading import Samples, Wish, read_evidence
 from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.origins import is_allowed
 from cutover_operator.port import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -42,19 +40,19 @@ from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 
-REPORT_TIMEOUT_SECONDS = 1.0
-REPORTS_AT_ONCE = 32
+
+class Gateways(Protocol):
+    async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]: ...
 
 
 class Watchtower:
     """Everything a pass reads, over kept connections."""
 
-    def __init__(self, kube: Kube, session: aiohttp.ClientSession, site: Site) -> None:
+    def __init__(self, kube: Kube, samples: Samples, gateways: Gateways, site: Site) -> None:
         self._kube = kube
-        self._session = session
+        self._samples = samples
+        self._gateways = gateways
         self._site = site
-        self._prometheus = Prometheus(session)
-        self._asking = asyncio.Semaphore(REPORTS_AT_ONCE)
 
     async def look(self, namespace: str, name: str, now: datetime) -> World | Unreadable | None:
         """The world of a rollout; None when there is no such object. Raises KubeError."""
@@ -70,23 +68,25 @@ class Watchtower:
         child = short_name(name, "candidate")
         gateway = spec.gateway_ref
         run = spec.candidate.training_run_ref
-        config, route_map, rollouts, ledger_map, deployment, service, pods, gateway_pods = await asyncio.gather(
+        config, route_map, ledger_map, deployment, service = await asyncio.gather(
             kube.get(CONFIG_MAPS, namespace, gateway_config_map(gateway)),
             kube.get(CONFIG_MAPS, namespace, route_config_map(gateway)),
-            kube.list(MODEL_ROLLOUTS, namespace),
             kube.get(CONFIG_MAPS, namespace, ledger_name(name)),
             kube.get(DEPLOYMENTS, namespace, child),
             kube.get(SERVICES, namespace, child),
+        )
+        rollouts, pods, gateway_pods = await asyncio.gather(
+            kube.list(MODEL_ROLLOUTS, namespace),
             kube.list(PODS, namespace, selector_text(owner)),
             kube.list(PODS, namespace, f"{LABEL_GATEWAY}={gateway}"),
         )
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
-            self._reports(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
+            self._gateways.ask(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
         )
         return World(
-            obj=obj,
+            parent=obj,
             spec=spec,
             status=rollout.status,
             site=self._site,
@@ -103,35 +103,13 @@ class Watchtower:
             evidence=evidence,
         )
 
-    async def _reports(self, pods: list[Object]) -> tuple[GatewayPod, ...]:
-        ready = sorted((p for p in pods if _ready(p)), key=lambda p: str(p["metadata"]["name"]))
-        return tuple(await asyncio.gather(*(self._report(pod) for pod in ready)))
-
-    async def _report(self, pod: Object) -> GatewayPod:
-        name, ip = str(pod["metadata"]["name"]), str(pod["status"].get("podIP", ""))
-        if not ip:
-            return GatewayPod(name, error="has no address")
-        host = f"[{ip}]" if ":" in ip else ip
-        url = f"http://{host}:{_ops_port(pod)}{PATH_ROUTE_REPORT}"
-        try:
-            async with (
-                self._asking,
-                self._session.get(
-                    url, timeout=aiohttp.ClientTimeout(total=REPORT_TIMEOUT_SECONDS), allow_redirects=False
-                ) as response,
-            ):
-                if response.status != 200:
-                    return GatewayPod(name, error=f"answered {response.status}")
-                return GatewayPod(name, RouteReport.model_validate_json(await response.content.read(65536)))
-        except TimeoutError:
-            return GatewayPod(name, error=f"gave no answer within {REPORT_TIMEOUT_SECONDS:g} s")
-        except ValidationError:
-            return GatewayPod(name, error="answered something else than a route report")
-        except (aiohttp.ClientError, OSError) as error:
-            return GatewayPod(name, error=f"cannot be reached: {type(error).__name__}")
-
     async def _evidence(
-        self, owner: Owner, spec: ModelRolloutSpec, rollout: ModelRollout, config_map: Object | None, now: datetime
+        self,
+        owner: Owner,
+        spec: ModelRolloutSpec,
+        rollout: ModelRollout,
+        config_map: Object | None,
+        now: datetime,
     ) -> Evidence:
         try:
             stored = from_config_map(config_map, owner.uid)
@@ -141,12 +119,12 @@ class Watchtower:
             return Evidence(stored=stored, config_map=config_map, current=stored)
         url = spec.analysis.prometheus.url or self._site.prometheus_url
         allowed = (*self._site.allowed_urls, self._site.prometheus_url)
-        if not url or not url_allowed(url, allowed):
+        if not url or not is_allowed(url, allowed):
             problem = Unavailable(
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
-        read = await read_evidence(self._prometheus, _wish(owner, spec, stored, url), stored, now.timestamp())
+        read = await read_evidence(self._samples, _wish(owner, spec, stored, url), stored, now.timestamp())
         return Evidence(
             stored=stored,
             config_map=config_map,
@@ -177,13 +155,20 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
 def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
     if config_map is None:
         return None
-    text = (config_map.get("data") or {}).get(GATEWAY_KEY)
+    name, text = config_map["metadata"]["name"], (config_map.get("data") or {}).get(GATEWAY_KEY)
     if not text:
-        return f"ConfigMap {config_map['metadata']['name']} has no key {GATEWAY_KEY}"
+        return f"ConfigMap {name} has no key {GATEWAY_KEY}"
+    config = _read_config(text)
+    return config if isinstance(config, GatewayConfig) else f"ConfigMap {name}, key {GATEWAY_KEY}: {config}"
+
+
+@lru_cache(maxsize=64)
+def _read_config(text: str) -> GatewayConfig | str:
+    """Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
     try:
         return GatewayConfig.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
-        return f"ConfigMap {config_map['metadata']['name']}, key {GATEWAY_KEY}: {_short(error)}"
+        return _short(error)
 
 
 def _short(error: Exception) -> str:
@@ -202,19 +187,3 @@ def _neighbour(obj: Object) -> Neighbour:
         finish=(obj.get("status") or {}).get("finish"),
         deleting=bool(metadata.get("deletionTimestamp")),
     )
-
-
-def _ready(pod: Object) -> bool:
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    conditions: list[dict[str, Any]] = (pod.get("status") or {}).get("conditions") or []
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
-
-
-def _ops_port(pod: Object) -> int:
-    """The container port named `ops`, else the contract's."""
-    for container in (pod.get("spec") or {}).get("containers") or []:
-        for port in container.get("ports") or []:
-            if port.get("name") == "ops":
-                return int(port["containerPort"])
-    return PORT_OPS

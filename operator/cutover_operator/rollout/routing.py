@@ -137,10 +137,12 @@ def label_probability(per_hour: float, requests_per_second: float | None, curren
     ideal = min(1.0, per_hour / 3600.0 / requests_per_second)
     if current > 0 and 0.5 <= current / ideal <= 2.0:
         return current
-    return min(PROBABILITIES, key=lambda p: (abs(p - ideal) if p <= ideal else 10 + p))
+    return min(PROBABILITIES, key=lambda p: abs(p - ideal) if p <= ideal else 10 + p)
 
 
-def config_map(current: dict[str, Any] | None, namespace: str, gateway: str, route: Route, uid: str) -> dict[str, Any]:
+def config_map(
+    current: dict[str, Any] | None, namespace: str, gateway: str, route: Route, uid: str
+) -> dict[str, Any]:
     """The route's ConfigMap with the new document; whatever else the chart put on it stays."""
     obj: dict[str, Any] = deepcopy(current) if current is not None else {}
     obj["apiVersion"], obj["kind"] = "v1", "ConfigMap"
@@ -150,5 +152,8 @@ def config_map(current: dict[str, Any] | None, namespace: str, gateway: str, rou
     metadata.pop("managedFields", None)
     metadata["labels"] = {**(metadata.get("labels") or {}), LABEL_GATEWAY: gateway}
     metadata["annotations"] = {**(metadata.get("annotations") or {}), HOLDER: uid}
-    obj["data"] = {**(obj.get("data") or {}), ROUTE_KEY: json.dumps(route.to_wire(), indent=1, sort_keys=True)}
+    obj["data"] = {
+        **(obj.get("data") or {}),
+        ROUTE_KEY: json.dumps(route.to_wire(), indent=1, sort_keys=True),
+    }
     return obj

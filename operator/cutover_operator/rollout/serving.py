@@ -47,7 +47,9 @@ def health(world: World) -> Health:
     ready = int(status.get("readyReplicas", 0) or 0)
     updated = int(status.get("updatedReplicas", 0) or 0)
     if not seen:
-        return Health(min(ready, wanted - 1), wanted, "Updating", "the candidate's Deployment is being updated")
+        return Health(
+            min(ready, wanted - 1), wanted, "Updating", "the candidate's Deployment is being updated"
+        )
     if ready >= wanted and updated >= wanted:
         return Health(ready, wanted, "Serving", f"{ready} of {wanted} candidate pods ready")
     counted = min(ready, updated) if updated < wanted else ready
@@ -61,17 +63,25 @@ def health(world: World) -> Health:
 def _trouble(pods: tuple[dict[str, Any], ...]) -> tuple[str, str] | None:
     for pod in sorted(pods, key=lambda p: str(p["metadata"]["name"])):
         name, status = pod["metadata"]["name"], pod.get("status") or {}
-        for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-            ended = (container.get("lastState") or {}).get("terminated") or (container.get("state") or {}).get(
-                "terminated"
-            )
+        for container in [
+            *(status.get("initContainerStatuses") or []),
+            *(status.get("containerStatuses") or []),
+        ]:
+            ended = (container.get("lastState") or {}).get("terminated") or (
+                container.get("state") or {}
+            ).get("terminated")
             waiting = (container.get("state") or {}).get("waiting") or {}
             if ended and ended.get("reason") == "OOMKilled":
-                return "OOMKilled", f"pod {name}, container {container['name']} ran out of memory; raise serving.resources"
+                return (
+                    "OOMKilled",
+                    f"pod {name}, container {container['name']} ran out of memory; raise serving.resources",
+                )
             if waiting.get("reason") in TROUBLE:
                 last = f", last exit {ended.get('exitCode')}" if ended else ""
                 detail = str((ended or {}).get("message") or waiting.get("message") or "").strip()[:300]
-                return waiting["reason"], f"pod {name}, container {container['name']}: {waiting['reason']}{last}: {detail}"
+                return waiting[
+                    "reason"
+                ], f"pod {name}, container {container['name']}: {waiting['reason']}{last}: {detail}"
         for condition in status.get("conditions") or []:
             if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
                 return "Unschedulable", f"pod {name}: {condition.get('message', '')}"[:400]

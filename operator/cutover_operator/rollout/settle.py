@@ -55,7 +55,11 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
         return
     now = draft.now.timestamp()
     active = draft.running or draft.promoted
-    if active and draft.status.step_confirmed_at and now - max((m.at for m in ledger.marks), default=now) >= EPOCH_SECONDS:
+    if (
+        active
+        and draft.status.step_confirmed_at
+        and now - max((m.at for m in ledger.marks), default=now) >= EPOCH_SECONDS
+    ):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
     due = draft.ledger_due or (active and now - ledger.written_at >= CHECKPOINT_SECONDS)
@@ -66,7 +70,11 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     ledger = ledger.stamped(now)
     obj = to_config_map(ledger, draft.owner, draft.world.evidence.config_map)
     if len(obj["data"]["ledger.json"]) > SIZE_LIMIT_BYTES:
-        draft.notice("LedgerTooLarge", "the evidence ledger outgrew its ConfigMap; the last checkpoint stays", "Warning")
+        draft.notice(
+            "LedgerTooLarge",
+            "the evidence ledger outgrew its ConfigMap; the last checkpoint stays",
+            "Warning",
+        )
         return
     before.append(Swap(obj))
     draft.ledger = ledger
@@ -86,7 +94,8 @@ def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
     draft.set(
         route_generation=generation,
         control_version=wanted.control.version,
-        candidate_version=draft.status.candidate_version or (wanted.candidate.version if wanted.candidate else ""),
+        candidate_version=draft.status.candidate_version
+        or (wanted.candidate.version if wanted.candidate else ""),
     )
     if wanted == world.route and draft.holds_route:
         return
@@ -153,7 +162,9 @@ def _label_probability(draft: Draft) -> float:
     if route is not None and route.rollout == draft.key:
         current = max(route.labels.probability.values(), default=0.0)
     evidence = draft.world.evidence
-    return routing.label_probability(draft.spec.analysis.labels.per_hour, evidence.requests_per_second, current)
+    return routing.label_probability(
+        draft.spec.analysis.labels.per_hour, evidence.requests_per_second, current
+    )
 
 
 # ---------------------------------------------------------------- children
@@ -219,7 +230,9 @@ def _columns(draft: Draft) -> None:
         draft.condition("CandidateServing", "True" if pods.any_ready else "False", pods.reason, pods.message)
     serving = draft.conditions["CandidateServing"].status == "True"
     ready = draft.promoted and serving
-    draft.condition("Ready", "True" if ready else "False", draft.status.reason or draft.status.phase, draft.status.message)
+    draft.condition(
+        "Ready", "True" if ready else "False", draft.status.reason or draft.status.phase, draft.status.message
+    )
     if not draft.condition_is("Stalled", "True") or draft.blocked is None:
         _unstall(draft)
 

@@ -7,6 +7,7 @@ Missing labels count against what is being proven: as wrong for a pass, as right
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,14 +185,22 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
         tail = "; the control breaks the same limit" if shared else ""
         if shadow is not None and n == 0:
             what = _what(gate, _portion(shadow(totals)), sum(shadow(totals)), share_limit, "mirrored ")
-        return _made(gate, "fail", what + tail, value, limit, n, log_pass, log_fail, REASONS[gate.metric], shared)
+        return _made(
+            gate, "fail", what + tail, value, limit, n, log_pass, log_fail, REASONS[gate.metric], shared
+        )
     if gate.rolls_back and margin is not None and ratio >= math.log(1 / alpha):
         message = f"{what}; more than {1 + margin:g} times the control's share"
-        return _made(gate, "fail", message, value, limit, n, log_pass, ratio, CONTROL_REASONS.get(gate.metric, "Worse"))
+        return _made(
+            gate, "fail", message, value, limit, n, log_pass, ratio, CONTROL_REASONS.get(gate.metric, "Worse")
+        )
     needed_log = math.log(1 / bench.spent(bench.risk))
     if value is not None and value <= share_limit and log_pass >= needed_log:
         return _made(gate, "pass", what, value, limit, n, log_pass, log_fail)
-    more = still_needed(bad, good, floor, -1, KAPPA_SHARE, bench.spent(bench.risk)) if value is not None else None
+    more = (
+        still_needed(bad, good, floor, -1, KAPPA_SHARE, bench.spent(bench.risk))
+        if value is not None
+        else None
+    )
     message = what + _missing(bench, more, n, "answers", value is not None and value > share_limit)
     return _made(gate, "insufficient", message, value, limit, n, log_pass, log_fail)
 
@@ -228,7 +237,7 @@ def _ratio(ledger: Ledger, count: Callable[[Totals, str], Counts], ratio: float)
         return 0.0
     bounds = [m.totals for m in sorted(marks, key=lambda m: m.k)] + [ledger.totals]
     total = 0.0
-    for earlier, later in zip(bounds, bounds[1:], strict=False):
+    for earlier, later in itertools.pairwise(bounds):
         part = {key: max(0.0, value - earlier.get(key, 0.0)) for key, value in later.items()}
         (bad, good), (control_bad, control_good) = count(part, "candidate"), count(part, "control")
         mine, theirs = bad + good, control_bad + control_good
@@ -269,7 +278,9 @@ def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
         message = f"{what}; below the control's by more than {gate.gate.margin:g}"
         return _made(gate, "fail", message, value, limit, n, log_pass, log_fail, CONTROL_REASONS["accuracy"])
     if bench.labels is not None:
-        return _made(gate, "unavailable", bench.labels.message, value, limit, n, log_pass, log_fail, bench.labels.kind)
+        return _made(
+            gate, "unavailable", bench.labels.message, value, limit, n, log_pass, log_fail, bench.labels.kind
+        )
     proven = log_pass is None or (
         log_pass >= math.log(1 / bench.risk) and value is not None and limit is not None and value >= limit
     )
@@ -337,7 +348,16 @@ def _satisfaction(bench: Bench, gate: NamedGate) -> Verdict:
     fine = value is not None and control_share is not None and value <= (1 + margin) * control_share
     if n >= VOTES_MIN and fine:
         return _made(gate, "pass", what, value, None, n, None, evidence)
-    return _made(gate, "insufficient", what + _missing(bench, VOTES_MIN - n, n, "votes", False), value, None, n, None, evidence)
+    return _made(
+        gate,
+        "insufficient",
+        what + _missing(bench, VOTES_MIN - n, n, "votes", False),
+        value,
+        None,
+        n,
+        None,
+        evidence,
+    )
 
 
 # ---------------------------------------------------------------- words
@@ -363,7 +383,9 @@ def _portion(counts: Counts) -> float | None:
 
 def _what(gate: NamedGate, value: float | None, n: float, limit: float, kind: str = "") -> str:
     if gate.metric == "latency":
-        return f"{_percent(value)} of {n:.0f} {kind}answers slower than {gate.gate.limit:g} s, limit {limit:.0%}"
+        return (
+            f"{_percent(value)} of {n:.0f} {kind}answers slower than {gate.gate.limit:g} s, limit {limit:.0%}"
+        )
     if gate.metric == "errorRate":
         return f"errors {_percent(value)} of {n:.0f} {kind}requests, limit {_percent(limit)}"
     return f"{gate.name} {_percent(value)} of {n:.0f}, limit {_percent(limit)}"

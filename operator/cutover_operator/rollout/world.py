@@ -61,7 +61,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    obj: dict[str, Any]
+    parent: dict[str, Any]
     """The parent as stored."""
     spec: ModelRolloutSpec
     status: ModelRolloutStatus
@@ -82,33 +82,33 @@ class World:
 
     @property
     def name(self) -> str:
-        return str(self.obj["metadata"]["name"])
+        return str(self.parent["metadata"]["name"])
 
     @property
     def namespace(self) -> str:
-        return str(self.obj["metadata"]["namespace"])
+        return str(self.parent["metadata"]["namespace"])
 
     @property
     def uid(self) -> str:
-        return str(self.obj["metadata"]["uid"])
+        return str(self.parent["metadata"]["uid"])
 
     @property
     def generation(self) -> int:
-        return int(self.obj["metadata"].get("generation", 0))
+        return int(self.parent["metadata"].get("generation", 0))
 
     @property
     def deleted_at(self) -> str | None:
-        stamp = self.obj["metadata"].get("deletionTimestamp")
+        stamp = self.parent["metadata"].get("deletionTimestamp")
         return str(stamp) if stamp else None
 
     @property
     def finalizers(self) -> list[str]:
-        return list(self.obj["metadata"].get("finalizers") or [])
+        return list(self.parent["metadata"].get("finalizers") or [])
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """A parent whose spec is not one; the API server's schema normally refuses it."""
 
-    obj: dict[str, Any]
+    parent: dict[str, Any]
     message: str

@@ -37,11 +37,12 @@ _SECURITY_HEADERS = {
 }
 
 
-class SecurityHeaders:
-    """Sets the headers every answer carries unless its handler chose its own."""
+class Front:
+    """Before every route: no answer without the security headers, none at all before the tables are there."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -57,7 +58,10 @@ class SecurityHeaders:
                 ]
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        if self._service.database.migrated or scope["type"] != "http":
+            await self._app(scope, receive, with_headers)
+        else:
+            await error(503, "the database is not ready yet")(scope, receive, with_headers)
 
 
 def build_app(service: Service) -> Starlette:
@@ -89,7 +93,7 @@ def build_app(service: Service) -> Starlette:
     }
     routes: list[Route | Mount] = [*Api(service).routes(), *pages.routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Front, service=service)
     return app
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cutover.records import AssessmentRecord, ShadowUpdate
 from pydantic import ValidationError
 from sqlalchemy import delete, select
-from sqlalchemy.exc import DataError, IntegrityError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cutover_server.assessments.database import Database
@@ -63,8 +63,8 @@ async def take(database: Database, body: Mapping[str, Any], now: float) -> Intak
     try:
         async with database.write() as connection:
             stored = await _store(database, connection, list(rows.values()), list(updates.values()))
-    except (DataError, IntegrityError, StatementError) as error:
-        if isinstance(error, StatementError) and getattr(error, "connection_invalidated", False):
+    except StatementError as error:
+        if not _unfit(error):
             raise
         stored = await _store_one_by_one(database, list(rows.values()), list(updates.values()), intake)
     refused = {entry["id"] for entry in intake.refused}
@@ -86,8 +86,8 @@ async def _store_one_by_one(
         try:
             async with database.write() as connection:
                 stored |= await _store(database, connection, some_rows, some_updates)
-        except (DataError, IntegrityError, StatementError) as error:
-            if getattr(error, "connection_invalidated", False):
+        except StatementError as error:
+            if not _unfit(error):
                 raise
             identity = some_rows[0][1]["id"] if some_rows else some_updates[0]["request_id"]
             intake.refuse(
@@ -167,6 +167,14 @@ async def _erased(connection: AsyncConnection, assessment_ids: set[str]) -> dict
         )
     )
     return {row.assessment_id: row.erased_at for row in found}
+
+
+def _unfit(error: StatementError) -> bool:
+    """Whether the values are at fault. Of anything else, a missing table above all, no record may be the victim."""
+    if isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError):
+        return True
+    # The bare class: what asyncpg says about a value it cannot encode.
+    return type(error) is DBAPIError and not error.connection_invalidated
 
 
 def _emptied(row: dict[str, Any]) -> dict[str, Any]:

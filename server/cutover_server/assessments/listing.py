@@ -44,7 +44,9 @@ async def list_assessments(
     query = select(assessments).where(assessments.c.erased.is_(False))
     if status == "toLabel":
         query = query.where(
-            assessments.c.sampled.is_(True), assessments.c.validated.is_(False), assessments.c.due_at > now
+            # The column that holds nothing but waiting rows: its index is as small as the queue.
+            assessments.c.open_due_at >= now,
+            assessments.c.validated.is_(False),
         )
     elif status == "unlabelled":
         query = query.where(assessments.c.validated.is_(False))

@@ -135,7 +135,7 @@ async def purge(
     now: float,
     retention_days: float,
     only: Sequence[str] | None = None,
-    limit: int = 50,
+    limit: int = 500,
 ) -> int:
     """Deletes pictures nobody needs, of all or of `only` these; returns how many.
 

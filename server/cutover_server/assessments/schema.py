@@ -71,7 +71,6 @@ assessments = Table(
     Column("erased", Boolean, nullable=False),
     Index("ix_assessments_open_due_at", "open_due_at"),
     Index("ix_assessments_received", "received_at", "id"),
-    Index("ix_assessments_sampled", "sampled", "validated", "received_at", "id"),
     Index("ix_assessments_validated", "validated", "received_at", "id"),
     Index("ix_assessments_assessment", "assessment_id", "received_at"),
 )

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BATCHES_PER_TICK = 20
 ACCURACY_KEPT_SECONDS = 10.0
-PURGE_EVERY_SECONDS = 600.0
+PURGE_EVERY_SECONDS = 3600.0
 _RETRY_SECONDS = (0.2, 5.0)
 """First and longest pause between attempts to reach the database at start."""
 

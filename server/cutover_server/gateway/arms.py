@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +16,7 @@ from cutover.contract import HEADER_BUSY_SECONDS
 from cutover.route import Arm
 from cutover.task import Task
 
+from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.confidence import decisive_confidence
 from cutover_server.gateway.cost import cost_usd
 from cutover_server.gateway.reading import Reading, read_reply
@@ -25,16 +25,6 @@ MAX_REPLY_BYTES = 8_000_000
 CONNECT_SECONDS = 3.0
 _STALE_CONNECTION_SECONDS = 0.25
 """A kept connection the server had closed fails at once; that request never reached the arm and is sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    arm: Arm
-    reading: Reading
-    seconds: float = 0.0
-    cost_usd: float = 0.0
-    confidence: float | None = None
-    retry_after_seconds: float | None = None
 
 
 class KeyMissing(Exception):

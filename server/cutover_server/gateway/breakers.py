@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cutover.route import Arm, Route
 
-from cutover_server.gateway.arms import Attempt
+from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.breaker import Breaker, BreakerRules
 from cutover_server.gateway.settlement import same_endpoint
 

@@ -24,7 +24,8 @@ from cutover.records import ArmName
 from cutover.route import Arm, Route, assigned_to_candidate, mirrored
 
 from cutover_server.gateway import settlement as rules
-from cutover_server.gateway.arms import ArmCaller, Attempt
+from cutover_server.gateway.arms import ArmCaller
+from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.breakers import Breakers
 from cutover_server.gateway.chat_request import ChatRequest, body_for_arm, messages_for_record
 from cutover_server.gateway.identity import uuid7
@@ -40,7 +41,7 @@ from cutover_server.gateway.spool import Spool, SpoolFull
 
 log = logging.getLogger(__name__)
 _HEADER_SAFE = "!#$%&'()*+,/:;=?@[]~|^`{}<> \""
-_SPOOL_SECONDS = 3.0
+_SPOOL_SECONDS = 5.0
 """A disk slower than this counts as full: callers do not wait for it."""
 
 
@@ -170,8 +171,8 @@ class Exchange:
         kind = attempt.reading.kind
         if kind == "answered":
             self.breakers.succeeded(arm)
-        elif kind == "refused":
-            self.breakers.abandoned(arm)
+        elif kind == "refused" or not rules.moves_on(case.route, kind):
+            self.breakers.abandoned(arm)  # a failure that must reach the caller opens no breaker either
         else:
             self.breakers.failed(attempt)
         if kind not in ("answered", "refused"):

@@ -200,6 +200,7 @@ def _server(app: Starlette, host: str, port: int, drain_seconds: float) -> _Serv
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             backlog=2048,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(drain_seconds) or 1,

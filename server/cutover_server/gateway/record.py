@@ -8,7 +8,7 @@ from typing import Any
 from cutover.records import ArmAnswer, ArmName, AssessmentRecord
 from cutover.route import Route, label_probability, sampled_for_label
 
-from cutover_server.gateway.arms import Attempt
+from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.settlement import Settlement
 
 _TEXT_CHARACTERS = 65_536

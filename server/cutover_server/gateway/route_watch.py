@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 Take = Callable[[str | None], Awaitable[bool]]
 WATCH_SECONDS = 30
 _GRACE_SECONDS = 10
+_WATCHES_PER_LIST = 20
+"""Every ten minutes the list is the truth again, whatever a watch may have lost."""
 _LINE_BYTES = 8_000_000
 _BREATH_SECONDS = 0.1
 """Between two watches, so that a server that ends each at once is not hammered."""
@@ -56,7 +58,7 @@ class ConfigMapWatch:
     async def run(self) -> None:
         """Until cancelled."""
         version: str | None = None
-        failures = 0
+        failures = watches = 0
         while True:
             try:
                 if version is None:
@@ -64,6 +66,9 @@ class ConfigMapWatch:
                     self.heard.set()
                 async for reached in self._events(version):
                     version, failures = reached, 0
+                watches += 1
+                if watches % _WATCHES_PER_LIST == 0:
+                    version = None
                 await asyncio.sleep(_BREATH_SECONDS)
                 continue
             except _Expired:
@@ -74,8 +79,7 @@ class ConfigMapWatch:
                 failures += 1
                 if failures == 1 or failures % 20 == 0:
                     log.warning("route watch: %s: %s", type(problem).__name__, problem)
-                # A list after errors: events may have been missed while a proxy or a restored etcd was in between.
-                version = None if failures > 1 else version
+                version = None  # a list after errors: a restored etcd may have gone back to lower versions
             self.heard.set()
             pause = _PAUSES_SECONDS[min(failures, len(_PAUSES_SECONDS)) - 1]
             await asyncio.sleep(pause * (0.5 + self.chance()))

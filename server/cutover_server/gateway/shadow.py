@@ -16,7 +16,8 @@ from cutover.records import ShadowUpdate
 from cutover.route import Arm
 from cutover.task import Task
 
-from cutover_server.gateway.arms import ArmCaller, Attempt
+from cutover_server.gateway.arms import ArmCaller
+from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
 from cutover_server.gateway.record import arm_answer

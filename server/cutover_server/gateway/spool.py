@@ -13,6 +13,7 @@ and nothing is left half-written.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from cutover_server.gateway.segments import frame
 from cutover_server.gateway.spool_folder import SpoolFolder, pictures_of
@@ -133,33 +135,47 @@ class Spool:
                 return  # the loop is gone, and with it everybody who waits
 
     def _write_pictures(self, group: list[_Job], failures: dict[int, Exception]) -> None:
-        written = False
-        for at, (job, _) in enumerate(group):
-            if not isinstance(job, _Picture):
-                continue
-            target = self.folder.pictures / job.digest
-            if target.exists():
-                continue
-            temporary = self.folder.pictures / f".{job.digest}.part"
-            try:
-                self._check_room(len(job.body))
-                with temporary.open("wb") as file:
+        """Writes all first and syncs then: the journal commit of the first sync carries most of the others."""
+        parts: dict[str, BinaryIO] = {}
+        failed: dict[str, str] = {}
+        for job, _ in group:
+            if (
+                isinstance(job, _Picture)
+                and job.digest not in parts
+                and not self._picture(job.digest).exists()
+            ):
+                try:
+                    self._check_room(len(job.body))
+                    parts[job.digest] = file = cast(BinaryIO, self._part(job.digest).open("wb"))
                     file.write(job.body)
                     file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-                self.folder.added(len(job.body))
-                written = True
-            except (OSError, SpoolFull) as error:
-                temporary.unlink(missing_ok=True)
-                failures[at] = SpoolFull(str(error))
-        if written:
+                except (OSError, SpoolFull) as error:
+                    failed[job.digest] = str(error)
+        for digest, file in parts.items():
             try:
-                _sync_folder(self.folder.pictures)
+                if digest not in failed:
+                    os.fsync(file.fileno())
+                    self._part(digest).replace(self._picture(digest))
+                    self.folder.added(os.fstat(file.fileno()).st_size)
             except OSError as error:
-                for at, (job, _) in enumerate(group):
-                    if isinstance(job, _Picture):
-                        failures.setdefault(at, SpoolFull(str(error)))
+                failed[digest] = str(error)
+            with contextlib.suppress(OSError):
+                file.close()
+        try:
+            if parts:
+                _sync_folder(self.folder.pictures)
+        except OSError as error:
+            failed.update(dict.fromkeys(parts, str(error)))
+        for at, (job, _) in enumerate(group):
+            if isinstance(job, _Picture) and job.digest in failed:
+                failures[at] = SpoolFull(failed[job.digest])
+                self._part(job.digest).unlink(missing_ok=True)
+
+    def _picture(self, digest: str) -> Path:
+        return self.folder.pictures / digest
+
+    def _part(self, digest: str) -> Path:
+        return self.folder.pictures / f".{digest}.part"
 
     def _write_lines(self, group: list[_Job], failures: dict[int, Exception]) -> None:
         lines = [(at, job.payload) for at, (job, _) in enumerate(group) if isinstance(job, _Line)]

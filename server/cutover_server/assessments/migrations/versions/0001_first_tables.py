@@ -56,9 +56,6 @@ def upgrade() -> None:
     op.create_index("ix_assessments_open_due_at", "assessments", ["open_due_at"], unique=False)
     op.create_index("ix_assessments_received", "assessments", ["received_at", "id"], unique=False)
     op.create_index(
-        "ix_assessments_sampled", "assessments", ["sampled", "validated", "received_at", "id"], unique=False
-    )
-    op.create_index(
         "ix_assessments_validated", "assessments", ["validated", "received_at", "id"], unique=False
     )
     op.create_table(

@@ -1,0 +1,160 @@
+"""Why a rollout is where it is, and what is missing for its next step. Pure.
+
+Reads what the operator wrote down; decides nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from cutover.api.base import to_seconds
+from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutStatus
+from cutover_operator.rollout.gates import advance_names, named_gates
+from pydantic import ValidationError
+
+from cutover_cli.layout import age, is_trouble, number, span
+from cutover_cli.rollout_view import status_of, step_title
+
+Object = Mapping[str, Any]
+ENDINGS = {
+    "Promoted": "promoted: it answers all requests, and its rollback gates stay on watch",
+    "RolledBack": "rolled back: every request goes to the control again",
+    "Aborted": "aborted by request: every request goes to the control again",
+    "Superseded": "superseded: another rollout has taken the gateway",
+}
+
+
+def explain(obj: Object, now: datetime) -> str:
+    """A few sentences and a list."""
+    status, spec, name = status_of(obj), obj.get("spec") or {}, obj["metadata"]["name"]
+    if status.finish:
+        return "\n".join(_ended(name, status, now))
+    steps = spec.get("steps") or []
+    step: Object = steps[status.step] if status.step < len(steps) else {}
+    said = [_where(name, status, step, len(steps), now)]
+    if status.message:
+        said.append(f"The operator says: {status.message}")
+    missing = _in_the_way(spec, status) + _route(status) + _time(status, step, now) + _gates(spec, status)
+    if missing:
+        said += ["", "Missing for the next step:", *(f"  - {text}" for text in missing)]
+    elif status.step_entered_at:
+        said += ["", "Nothing is missing: the next look should take the next step."]
+    return "\n".join([*said, "", *_next(status, step, steps, now)]).rstrip()
+
+
+def _ended(name: str, status: ModelRolloutStatus, now: datetime) -> list[str]:
+    when = f" {age(status.finished_at, now)} ago" if status.finished_at else ""
+    said = [f"{name} was {ENDINGS.get(str(status.finish), str(status.finish))}{when}."]
+    if status.reason or status.message:
+        said.append(f"Why: {status.reason}{': ' if status.reason and status.message else ''}{status.message}")
+    failed = [gate for gate in status.gates if gate.verdict == "fail"]
+    said += [f"  - gate {gate.name} failed: {_numbers(gate)}" for gate in failed]
+    last = status.steps[-1] if status.steps else None
+    if last is not None:
+        said.append(f"Last step: {last.name}, {last.outcome}{': ' + last.message if last.message else ''}")
+    if status.finish in ("RolledBack", "Aborted"):
+        said += ["", "To start again with the same spec: kubectl cutover retry " + name]
+    return said
+
+
+def _where(name: str, status: ModelRolloutStatus, step: Object, count: int, now: datetime) -> str:
+    if not status.step_entered_at:
+        return f"{name} is {status.phase}: no step has begun."
+    since = age(status.step_entered_at, now)
+    return f"{name} is {status.phase} at step {status.step + 1} of {count} ({step_title(step)}) for {since}."
+
+
+def _in_the_way(spec: Object, status: ModelRolloutStatus) -> list[str]:
+    texts = []
+    if spec.get("freeze"):
+        texts.append("spec.freeze is set: no advance until it is cleared; rollbacks still happen")
+    if spec.get("hold"):
+        texts.append("spec.hold is set: it stays at this step until a person clears it")
+    for one in status.conditions:
+        if is_trouble(one) and not (one.type == "Held" and spec.get("hold")):
+            texts.append(
+                f"{one.type} is {one.status} ({one.reason}){': ' + one.message if one.message else ''}"
+            )
+    request = spec.get("request") or {}
+    if request and request.get("id") != status.handled_request:
+        texts.append(
+            f"request {request.get('id')} ({request.get('action')}) has not been seen by the operator yet"
+        )
+    return texts
+
+
+def _route(status: ModelRolloutStatus) -> list[str]:
+    behind = [one.pod for one in status.gateways if one.generation < status.route_generation]
+    if not behind:
+        return []
+    return [f"route generation {status.route_generation} is not in force on {', '.join(behind)}"]
+
+
+def _time(status: ModelRolloutStatus, step: Object, now: datetime) -> list[str]:
+    least = _seconds(step.get("minDuration", "1h"))
+    if not status.step_entered_at:
+        return []
+    if not status.step_confirmed_at:
+        return [
+            f"the step's {span(least)} count from when every gateway serves its route; that is not yet so"
+        ]
+    left = least - (now - datetime.fromisoformat(status.step_confirmed_at)).total_seconds()
+    return [f"{span(left)} of its least duration {span(least)}"] if left > 0 else []
+
+
+def _gates(spec: Object, status: ModelRolloutStatus) -> list[str]:
+    wanted = _wanted_gates(spec, status)
+    texts = []
+    for gate in status.gates:
+        if gate.verdict == "pass" or gate.name not in wanted:
+            continue
+        why = {"insufficient": "has too little evidence", "unavailable": "cannot be judged"}.get(
+            gate.verdict, "fails"
+        )
+        texts.append(f"gate {gate.name} {why}: {_numbers(gate)}")
+    known = {gate.name for gate in status.gates}
+    texts += [f"gate {name} has not been judged yet" for name in wanted if name not in known]
+    return texts
+
+
+def _wanted_gates(spec: Object, status: ModelRolloutStatus) -> list[str]:
+    """Names of the gates this step needs, by the operator's own rule; of an unknown spec, all that are judged."""
+    try:
+        known = ModelRolloutSpec.model_validate(spec)
+    except ValidationError:
+        return [gate.name for gate in status.gates]
+    here = known.steps[status.step] if status.step < len(known.steps) else known.steps[-1]
+    needed = advance_names(known, here)
+    return [gate.name for gate in named_gates(known) if gate.name in needed]
+
+
+def _numbers(gate: GateStatus) -> str:
+    if gate.message:
+        return gate.message
+    limit = f", limit {number(gate.limit)}" if gate.limit is not None else ""
+    return f"{number(gate.value)}{limit}, n={gate.samples}"
+
+
+def _next(status: ModelRolloutStatus, step: Object, steps: Sequence[Object], now: datetime) -> list[str]:
+    if not status.step_entered_at:
+        return []
+    after = status.step + 1
+    target = step_title(steps[after]) if after < len(steps) else "promotion"
+    said = [f"Next: {target}."]
+    deadline = step.get("deadline")
+    if deadline and status.step_confirmed_at:
+        passed = (now - datetime.fromisoformat(status.step_confirmed_at)).total_seconds()
+        left = _seconds(deadline) - passed
+        action = step.get("onDeadline", "hold")
+        when = f"in {span(left)}" if left > 0 else f"since {span(-left)}"
+        said.append(f"Deadline of this step: {when}, then {action}.")
+    return said
+
+
+def _seconds(duration: object) -> float:
+    try:
+        return to_seconds(str(duration))
+    except ValueError:
+        return 0.0

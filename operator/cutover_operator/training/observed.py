@@ -1,0 +1,187 @@
+"""Jobs and pods as the decision sees them: a few plain facts read from the objects. Pure, and never raises on odd ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cutover.contract import LABEL_ATTEMPT, LABEL_STAGE, RESOURCE_GPU
+from cutover.stages import StageResult
+from pydantic import ValidationError
+
+from cutover_operator.conditions import parse_timestamp
+from cutover_operator.port import Object
+
+LABEL_JOB = "batch.kubernetes.io/job-name"
+WAITING_TROUBLES = frozenset(
+    {
+        "ImagePullBackOff",
+        "ErrImagePull",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "CrashLoopBackOff",
+    }
+)
+_EXIT_CODE = re.compile(r"failed with exit code (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSeen:
+    name: str
+    uid: str
+    stage: str
+    attempt: int
+    active: bool
+    """Neither complete nor failed."""
+    succeeded: bool = False
+    reason: str = ""
+    message: str = ""
+    deleting: bool = False
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code as the Job itself tells it; it outlives the pod."""
+        found = _EXIT_CODE.search(self.message)
+        return int(found.group(1)) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a pod does not start, in the words of scheduler or kubelet."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    name: str
+    uid: str
+    job: str
+    stage: str
+    over: bool
+    """Its containers have ended."""
+    running: bool = False
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    """When a node took it: from then on its GPUs are nobody else's."""
+    ended_at: datetime | None = None
+    delete_by: datetime | None = None
+    """Set when it was asked to leave: the end of its grace."""
+    gpus: int = 0
+    node: str = ""
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    killed_for: str = ""
+    """The container's own reason for its end, for example OOMKilled."""
+    disrupted: bool = False
+    result: StageResult | None = None
+    trouble: Trouble | None = None
+
+
+def job_seen(job: Object) -> JobSeen:
+    meta = job["metadata"]
+    labels = meta.get("labels") or {}
+    complete = _condition(job, "Complete")
+    failed = _condition(job, "Failed")
+    ended = complete or failed or {}
+    attempt = str(labels.get(LABEL_ATTEMPT, "0"))
+    return JobSeen(
+        name=meta["name"],
+        uid=meta["uid"],
+        stage=str(labels.get(LABEL_STAGE, "")),
+        attempt=int(attempt) if attempt.isdecimal() else 0,
+        active=not ended,
+        succeeded=complete is not None,
+        reason=str(ended.get("reason") or ""),
+        message=str(ended.get("message") or ""),
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def pod_seen(pod: Object) -> PodSeen:
+    meta, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
+    labels = meta.get("labels") or {}
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    ends = [end for end in ((one.get("state") or {}).get("terminated") for one in statuses) if end]
+    # The container that failed explains the pod; when none did, the last one does.
+    end = next((one for one in ends if one.get("exitCode")), ends[-1] if ends else None)
+    phase = status.get("phase")
+    over = phase in ("Succeeded", "Failed")
+    all_ended = len(ends) == len(statuses) or (end is not None and bool(end.get("exitCode")))
+    return PodSeen(
+        name=meta["name"],
+        uid=meta["uid"],
+        job=str(labels.get(LABEL_JOB) or labels.get("job-name") or ""),
+        stage=str(labels.get(LABEL_STAGE, "")),
+        over=over,
+        running=phase == "Running",
+        created_at=_moment(meta.get("creationTimestamp")),
+        started_at=_moment(status.get("startTime")),
+        ended_at=_last_end(ends) if over or (ends and all_ended) else None,
+        delete_by=_moment(meta.get("deletionTimestamp")),
+        gpus=_gpus(spec),
+        node=str(spec.get("nodeName") or ""),
+        reason=str(status.get("reason") or ""),
+        message=str(status.get("message") or ""),
+        exit_code=int(end["exitCode"]) if end and over and "exitCode" in end else None,
+        killed_for=str((end or {}).get("reason") or ""),
+        disrupted=_condition(pod, "DisruptionTarget") is not None,
+        result=_result((end or {}).get("message")),
+        trouble=None if over else _trouble(pod, statuses),
+    )
+
+
+def _trouble(pod: Object, statuses: list[Any]) -> Trouble | None:
+    for one in statuses:
+        waiting = (one.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in WAITING_TROUBLES:
+            text = waiting.get("message") or f"container {one.get('name')} cannot start"
+            return Trouble(str(waiting["reason"]), str(text)[:1000])
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            reason = str(condition.get("reason") or "Unschedulable")
+            return Trouble(reason, str(condition.get("message") or "no node takes the pod")[:1000])
+    return None
+
+
+def _result(text: Any) -> StageResult | None:
+    try:
+        return StageResult.model_validate_json(text) if isinstance(text, str) and text else None
+    except ValidationError:
+        return None
+
+
+def _last_end(ends: list[Any]) -> datetime | None:
+    moments = [moment for moment in (_moment(end.get("finishedAt")) for end in ends) if moment]
+    return max(moments, default=None)
+
+
+def _gpus(spec: Mapping[str, Any]) -> int:
+    wanted = [
+        str(((container.get("resources") or {}).get("limits") or {}).get(RESOURCE_GPU, "0"))
+        for container in spec.get("containers") or []
+    ]
+    return sum(int(text) for text in wanted if text.isdecimal())
+
+
+def _condition(obj: Object, type_: str) -> Mapping[str, Any] | None:
+    for condition in (obj.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == type_ and condition.get("status") == "True":
+            found: Mapping[str, Any] = condition
+            return found
+    return None
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        return parse_timestamp(text) if isinstance(text, str) else None
+    except ValueError:
+        return None

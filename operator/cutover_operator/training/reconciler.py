@@ -1,0 +1,109 @@
+"""TrainingRuns for the operator's loop: gather what is, decide what to do."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import yaml
+from cutover.api.trainingrun import Progress, TrainingRun
+from cutover.contract import LABEL_OWNER_KIND, LABEL_OWNER_NAME
+from cutover.task import Task
+from pydantic import ValidationError
+
+from cutover_operator.plan import Key, Plan
+from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Kube, KubeError
+from cutover_operator.settings import Settings
+from cutover_operator.training import progress
+from cutover_operator.training.decide import decide
+from cutover_operator.training.observed import PodSeen, job_seen, pod_seen
+from cutover_operator.training.world import NoTask, Site, World
+
+LOG_EVERY_SECONDS = 5.0
+KEPT_READINGS = 1000
+
+
+class TrainingReconciler:
+    resource = TRAINING_RUNS
+
+    def __init__(self, kube: Kube, settings: Settings) -> None:
+        self._kube = kube
+        self._site = Site(allowed_urls=settings.allowed_urls, trainer_image=settings.trainer_image)
+        self._readings: dict[str, tuple[datetime, Progress | None]] = {}
+        """By pod uid: when its log was read and what it said. Losing it costs one more read."""
+
+    async def gather(self, key: Key, now: datetime) -> World | None:
+        parent = await self._kube.get(TRAINING_RUNS, key.namespace, key.name)
+        if parent is None:
+            return None
+        try:
+            run: TrainingRun | str = TrainingRun.from_object(parent)
+        except ValidationError as error:
+            return World(parent, _first(error), NoTask("Unread", ""), self._site)
+        assert isinstance(run, TrainingRun)
+        mine = f"{LABEL_OWNER_KIND}={TRAINING_RUNS.kind},{LABEL_OWNER_NAME}={key.name}"
+        if len(key.name) > 63:
+            # No object can carry such a name as a label, so there are no children.
+            return World(parent, run, NoTask("Unread", ""), self._site)
+        uid = parent["metadata"]["uid"]
+        jobs = [job for job in await self._kube.list(JOBS, key.namespace, mine) if _owned(job, uid)]
+        maps = [item for item in await self._kube.list(CONFIG_MAPS, key.namespace, mine) if _owned(item, uid)]
+        pods = [pod_seen(pod) for pod in await self._kube.list(PODS, key.namespace, mine)]
+        return World(
+            parent=parent,
+            run=run,
+            task=await self._task(key.namespace, run),
+            site=self._site,
+            jobs=tuple(job_seen(job) for job in jobs),
+            pods=tuple(pods),
+            config_maps=tuple(item["metadata"]["name"] for item in maps),
+            progress=await self._progress(key.namespace, pods, now),
+        )
+
+    def decide(self, world: World, now: datetime) -> Plan:
+        return decide(world, now)
+
+    async def _task(self, namespace: str, run: TrainingRun) -> Task | NoTask:
+        wanted = run.spec.task
+        found = await self._kube.get(CONFIG_MAPS, namespace, wanted.config_map)
+        text = ((found or {}).get("data") or {}).get(wanted.key)
+        if text is None:
+            what = f"has no key {wanted.key!r}" if found else f"does not exist in namespace {namespace}"
+            return NoTask("TaskNotFound", f"spec.task: ConfigMap {wanted.config_map!r} {what}; create it")
+        where = f"spec.task: ConfigMap {wanted.config_map!r}, key {wanted.key!r}"
+        try:
+            return Task.model_validate(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            return NoTask("TaskInvalid", f"{where} is not YAML: {' '.join(str(error).split())}"[:1000])
+        except ValidationError as error:
+            return NoTask("TaskInvalid", f"{where}: {_first(error)}")
+
+    async def _progress(self, namespace: str, pods: list[PodSeen], now: datetime) -> Progress | None:
+        pod = next((pod for pod in pods if pod.running and pod.delete_by is None), None)
+        if pod is None:
+            return None
+        read_at, known = self._readings.get(pod.uid, (None, None))
+        if read_at is not None and 0 <= (now - read_at).total_seconds() < LOG_EVERY_SECONDS:
+            return known
+        try:
+            log = await self._kube.pod_log(namespace, pod.name, progress.TAIL_LINES)
+        except KubeError:
+            # A log that cannot be read yet is no reason to fail a pass.
+            return known
+        if len(self._readings) >= KEPT_READINGS:
+            self._readings.clear()
+        said = progress.latest(log, pod.stage) or known
+        self._readings[pod.uid] = (now, said)
+        return said
+
+
+def _owned(obj: dict[str, object], uid: str) -> bool:
+    """Not a namesake's that is about to be collected."""
+    meta = obj["metadata"]
+    references = meta.get("ownerReferences") if isinstance(meta, dict) else None
+    return any(reference.get("uid") == uid for reference in references or [])
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where or 'document'}: {first['msg']}"[:1000]

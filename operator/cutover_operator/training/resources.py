@@ -1,0 +1,323 @@
+"""The objects of one attempt of a stage: a ConfigMap with the stage's configuration, and the Job. Pure.
+
+Both bear one name, which holds a digest of everything in them: the same attempt is the same name whoever builds it,
+and a Job's template, which Kubernetes never lets change, never has to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from cutover.api.base import ClaimRef, SecretKeyRef
+from cutover.api.trainingrun import Stage, TrainingRunSpec
+from cutover.contract import (
+    LABEL_ATTEMPT,
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    LABEL_OWNER_KIND,
+    LABEL_OWNER_NAME,
+    LABEL_STAGE,
+    MANAGED_BY,
+    NODE_LABEL_GPU_PRODUCT,
+    RESOURCE_GPU,
+    STAGE_CONFIG_PATH,
+    ExitCode,
+)
+from cutover.stages import RunIdentity, StageConfig
+from cutover.task import Task
+
+from cutover_operator.origins import origin_of
+from cutover_operator.port import CONFIG_MAPS, JOBS, TRAINING_RUNS, Object
+
+NAME_LIMIT = 63
+ARTIFACTS = "/artifacts"
+MODELS = "/models"
+SOURCE = "/source"
+SECRETS = "/var/run/cutover/secrets"
+SOURCE_SECRET = f"{SECRETS}/source"
+MLFLOW_SECRET = f"{SECRETS}/mlflow"
+TOKEN = "token"  # noqa: S105
+USER = 65532
+GRACE_SECONDS = 60
+"""Enough for one checkpoint of an adapter."""
+DEADLINE_SLACK_SECONDS = 300
+"""The trainer stops by itself when its GPU time is used; this is for one that does not."""
+GPU_STAGES: frozenset[Stage] = frozenset({"train", "evaluate"})
+CONTAINER = "trainer"
+REQUESTS: dict[Stage, dict[str, str]] = {
+    "prepare": {"cpu": "250m", "memory": "1Gi"},
+    "train": {"cpu": "500m", "memory": "2Gi"},
+    "evaluate": {"cpu": "500m", "memory": "2Gi"},
+    "register": {"cpu": "100m", "memory": "512Mi"},
+}
+SPOT_TOLERATIONS: tuple[Object, ...] = (
+    {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+    {
+        "key": "kubernetes.azure.com/scalesetpriority",
+        "operator": "Equal",
+        "value": "spot",
+        "effect": "NoSchedule",
+    },
+    {"key": "eks.amazonaws.com/capacityType", "operator": "Equal", "value": "SPOT", "effect": "NoSchedule"},
+)
+GPU_TOLERATION: Object = {"key": RESOURCE_GPU, "operator": "Exists", "effect": "NoSchedule"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """All that an attempt of a stage is made from."""
+
+    namespace: str
+    name: str
+    uid: str
+    spec: TrainingRunSpec
+    task: Task
+    stage: Stage
+    number: int
+    image: str
+    gpu_seconds_left: float | None
+    """None where the stage uses no GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    name: str
+    config_map: Object
+    job: Object
+
+
+def build(attempt: Attempt) -> Built:
+    config = yaml.safe_dump(stage_config(attempt).to_wire(), sort_keys=True, allow_unicode=True)
+    template = _template(attempt)
+    digest = _digest([attempt.uid, config, template])
+    name = job_name(attempt.name, attempt.stage, attempt.number, digest)
+    meta = {
+        "name": name,
+        "namespace": attempt.namespace,
+        "labels": labels(attempt),
+        "ownerReferences": [owner_reference(attempt.name, attempt.uid)],
+    }
+    for volume in template["spec"]["volumes"]:
+        if volume["name"] == "config":
+            volume["configMap"]["name"] = name
+    job = {
+        "apiVersion": JOBS.api_version,
+        "kind": JOBS.kind,
+        "metadata": meta,
+        "spec": {
+            "backoffLimit": 0,
+            "completions": 1,
+            "parallelism": 1,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": template,
+        },
+    }
+    config_map = {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": meta,
+        "immutable": True,
+        "data": {PurePosixPath(STAGE_CONFIG_PATH).name: config},
+    }
+    return Built(name, config_map, job)
+
+
+def job_name(run: str, stage: str, number: int, digest: str) -> str:
+    tail = f"-{stage}-{number}-{digest}"
+    return run[: NAME_LIMIT - len(tail)].rstrip("-.") + tail
+
+
+def labels(attempt: Attempt) -> dict[str, str]:
+    return {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_COMPONENT: "trainer",
+        LABEL_OWNER_KIND: TRAINING_RUNS.kind,
+        LABEL_OWNER_NAME: attempt.name,
+        LABEL_STAGE: attempt.stage,
+        LABEL_ATTEMPT: str(attempt.number),
+    }
+
+
+def owner_reference(name: str, uid: str) -> Object:
+    return {
+        "apiVersion": TRAINING_RUNS.api_version,
+        "kind": TRAINING_RUNS.kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def stage_config(attempt: Attempt) -> StageConfig:
+    spec, source, mlflow = attempt.spec, attempt.spec.dataset.source, attempt.spec.registry.mlflow
+    folder = f"{attempt.namespace}-{attempt.name}-{attempt.uid[:8]}"
+    if spec.output.claim is not None:
+        inside = _below(spec.output.claim.path, folder)
+        artifacts = f"file://{ARTIFACTS}/{inside}"
+        published = f"claim://{spec.output.claim.name}/{inside}"
+    else:
+        artifacts = published = f"{(spec.output.uri or '').rstrip('/')}/{folder}"
+    claim = _base_claim(spec)
+    return StageConfig(
+        run=RunIdentity(name=attempt.name, namespace=attempt.namespace, uid=attempt.uid),
+        artifacts=artifacts,
+        published_artifacts=published,
+        task=attempt.task,
+        spec=spec,
+        base_model_path=f"{MODELS}/{claim.path}".rstrip("/") if claim else spec.base_model.uri,
+        source_path=f"{SOURCE}/{source.claim.path}".rstrip("/") if source.claim else None,
+        source_token_file=f"{SOURCE_SECRET}/{TOKEN}" if source.http and source.http.secret_ref else None,
+        mlflow_token_file=f"{MLFLOW_SECRET}/{TOKEN}" if mlflow and mlflow.secret_ref else None,
+        allowed_origins=tuple(filter(None, [origin_of(source.http.url)])) if source.http else (),
+        gpu_seconds_left=attempt.gpu_seconds_left,
+        attempt=attempt.number,
+    )
+
+
+def _template(attempt: Attempt) -> Object:
+    spec = attempt.spec
+    gpus = spec.compute.gpus if attempt.stage in GPU_STAGES else 0
+    volumes, mounts = _volumes(attempt)
+    container = {
+        "image": attempt.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": _environment(spec),
+        "volumeMounts": mounts,
+        "resources": _container_resources(attempt, gpus),
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    pod: Object = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [{"name": CONTAINER, "args": [attempt.stage], **container}],
+        "volumes": volumes,
+        "tolerations": _tolerations(spec, gpus),
+    }
+    if attempt.stage == "prepare":
+        pod["initContainers"] = [{"name": "export", "args": ["export"], **container}]
+    if attempt.gpu_seconds_left is not None and gpus:
+        # On the pod, not the Job: time spent waiting for a node costs nothing.
+        pod["activeDeadlineSeconds"] = max(60, int(attempt.gpu_seconds_left / gpus) + DEADLINE_SLACK_SECONDS)
+    selector = dict(spec.compute.node_selector)
+    if gpus and spec.compute.gpu_product:
+        selector[NODE_LABEL_GPU_PRODUCT] = spec.compute.gpu_product
+    if selector:
+        pod["nodeSelector"] = selector
+    if spec.compute.service_account_name:
+        # Object stores that trust a service account inject their own projected token; the API's stays out.
+        pod["serviceAccountName"] = spec.compute.service_account_name
+    return {"metadata": {"labels": labels(attempt)}, "spec": pod}
+
+
+def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
+    spec, source, mlflow = attempt.spec, attempt.spec.dataset.source, attempt.spec.registry.mlflow
+    config = PurePosixPath(STAGE_CONFIG_PATH)
+    volumes: list[Object] = [
+        {"name": "config", "configMap": {"name": ""}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    mounts: list[Object] = [
+        {"name": "config", "mountPath": str(config.parent), "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+    ]
+
+    def claim(name: str, ref: ClaimRef, path: str, *, read_only: bool) -> None:
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": ref.name}})
+        mounts.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})})
+
+    def secret(name: str, ref: SecretKeyRef | None, folder: str) -> None:
+        if ref is not None:
+            item = {"key": ref.key, "path": TOKEN}
+            volumes.append({"name": name, "secret": {"secretName": ref.name, "items": [item]}})
+            mounts.append({"name": name, "mountPath": folder, "readOnly": True})
+
+    if spec.output.claim is not None:
+        claim("artifacts", spec.output.claim, ARTIFACTS, read_only=False)
+    base = _base_claim(spec)
+    if base is not None:
+        claim("models", base, MODELS, read_only=True)
+    if source.claim is not None and attempt.stage == "prepare":
+        claim("source", source.claim, SOURCE, read_only=True)
+    if attempt.stage == "prepare":
+        secret("source-token", source.http.secret_ref if source.http else None, SOURCE_SECRET)
+    if attempt.stage == "register":
+        secret("mlflow-token", mlflow.secret_ref if mlflow else None, MLFLOW_SECRET)
+    return volumes, mounts
+
+
+def _base_claim(spec: TrainingRunSpec) -> ClaimRef | None:
+    if not spec.base_model.uri.startswith("claim://"):
+        return None
+    name, _, path = spec.base_model.uri.removeprefix("claim://").partition("/")
+    return ClaimRef(name=name, path=path.strip("/"))
+
+
+def _environment(spec: TrainingRunSpec) -> list[Object]:
+    values = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108
+    if spec.compute.gpus == 0:
+        values |= {"OMP_NUM_THREADS": "1", "CUTOVER_THREADS": "1"}
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _container_resources(attempt: Attempt, gpus: int) -> Object:
+    compute = attempt.spec.compute
+    requests = dict(REQUESTS[attempt.stage])
+    limits: dict[str, str] = {}
+    if compute.cpu:
+        requests["cpu"] = compute.cpu
+    if compute.memory:
+        requests["memory"] = limits["memory"] = compute.memory
+    if gpus:
+        limits[RESOURCE_GPU] = requests[RESOURCE_GPU] = str(gpus)
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _tolerations(spec: TrainingRunSpec, gpus: int) -> list[Object]:
+    own = [toleration.to_wire() for toleration in spec.compute.tolerations]
+    return [
+        *(SPOT_TOLERATIONS if spec.compute.spot else ()),
+        *((GPU_TOLERATION,) if gpus else ()),
+        *own,
+    ]
+
+
+def _failure_rules() -> list[Object]:
+    """Every end of the one pod ends the Job: the operator owns the retries. The rule's message keeps the exit code."""
+    codes = [int(ExitCode.BAD_INPUT), int(ExitCode.INTERRUPTED)]
+    return [
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": codes}},
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+
+
+def _below(path: str, folder: str) -> str:
+    return str(PurePosixPath(path) / folder) if path else folder
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

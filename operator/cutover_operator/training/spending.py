@@ -1,0 +1,61 @@
+"""GPU time: counted per pod uid, so that a pod that is gone still counts, and no pod counts twice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from cutover.api.trainingrun import DataSummary, PodUse, TrainingRunSpec
+
+from cutover_operator.training.observed import PodSeen
+
+GRAIN_SECONDS = 30.0
+"""A running pod is counted in whole grains: its seconds alone are no reason to write a status."""
+KEPT_PODS = 60
+EARLIER = "earlier"
+"""Stands in place of a uid for the sum of pods that no longer exist."""
+SAMPLES_PER_GPU_SECOND = 2.5
+"""Published speed of LoRA on a 7B model, per A100."""
+SECONDS_PER_HOUR = 3600.0
+
+
+def gpu_seconds(pod: PodSeen, now: datetime) -> float:
+    """From the moment a node took the pod until its containers ended."""
+    if pod.gpus == 0 or pod.started_at is None:
+        return 0.0
+    if pod.ended_at is not None:
+        return round(max(0.0, (pod.ended_at - pod.started_at).total_seconds()) * pod.gpus, 1)
+    running = max(0.0, (now - pod.started_at).total_seconds())
+    return running // GRAIN_SECONDS * GRAIN_SECONDS * pod.gpus
+
+
+def counted(known: Sequence[PodUse], pods: Iterable[PodSeen], now: datetime) -> list[PodUse]:
+    """The ledger with what is seen now. A figure never falls; the oldest pods that are gone are folded into one line."""
+    uses = {use.uid: use.gpu_seconds for use in known}
+    live = set()
+    for pod in pods:
+        live.add(pod.uid)
+        seconds = gpu_seconds(pod, now)
+        if seconds > 0:
+            uses[pod.uid] = max(uses.get(pod.uid, 0.0), seconds)
+    surplus = len(uses) - KEPT_PODS
+    for uid in [uid for uid in uses if uid != EARLIER and uid not in live][: max(0, surplus)]:
+        uses[EARLIER] = round(uses.get(EARLIER, 0.0) + uses.pop(uid), 1)
+    return [PodUse(uid=uid, gpu_seconds=seconds) for uid, seconds in uses.items()]
+
+
+def spent_seconds(uses: Iterable[PodUse]) -> float:
+    return sum(use.gpu_seconds for use in uses)
+
+
+def budget_seconds(spec: TrainingRunSpec) -> float:
+    return spec.compute.gpu_hour_budget * SECONDS_PER_HOUR
+
+
+def hours_text(seconds: float) -> str:
+    return f"{seconds / SECONDS_PER_HOUR:.2f}"
+
+
+def forecast_seconds(spec: TrainingRunSpec, data: DataSummary) -> float:
+    """GPU-seconds the training alone would take on A100s."""
+    return data.train * spec.fine_tune.epochs / SAMPLES_PER_GPU_SECOND

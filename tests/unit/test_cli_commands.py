@@ -1,0 +1,212 @@
+"""The plugin as a process would see it: through a stand-in for kubectl that keeps its objects in a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cutover.api.modelrollout import Request
+from cutover_cli.arguments import parser
+from cutover_cli.kubectl import Kubectl
+from cutover_cli.main import main, run
+from cutover_cli.orders import ACTIONS, change, request_id
+from cutover_cli.waiting import Pace
+
+KUBECTL = """#!{python}
+import json, pathlib, sys
+state = pathlib.Path({state!r})
+arguments = sys.argv[1:]
+with state.with_suffix(".log").open("a") as log:
+    log.write(json.dumps(arguments) + "\\n")
+objects = json.loads(state.read_text())
+words = [a for a in arguments if not a.startswith("-")]
+if words[:2] == ["get", "events"]:
+    print(json.dumps({{"items": objects["events"]}}))
+elif words[0] == "get" and len(words) == 2:
+    print(json.dumps({{"items": [objects[words[1]]]}}))
+elif words[0] == "get" and objects.get(words[1], {{}}).get("metadata", {{}}).get("name") == words[2]:
+    print(json.dumps(objects[words[1]]))
+elif words[0] == "patch":
+    objects[words[1]]["spec"].update(json.loads(words[3])["spec"])
+    if objects.get("operator"):
+        objects[words[1]]["status"]["handledRequest"] = objects[words[1]]["spec"]["request"]["id"]
+    state.write_text(json.dumps(objects))
+    print(json.dumps(objects[words[1]]))
+else:
+    print(f"Error from server (NotFound): {{words[1]}} {{words[2:]}} not found", file=sys.stderr)
+    sys.exit(1)
+"""
+ROLLOUTS = "modelrollouts.cutover.dev"
+
+
+class Cluster:
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._state.read_text())
+        return found
+
+    @property
+    def asked(self) -> list[list[str]]:
+        return [json.loads(line) for line in self._state.with_suffix(".log").read_text().splitlines()]
+
+    def set(self, **status: Any) -> None:
+        objects = self.objects
+        objects[ROLLOUTS]["status"].update(status)
+        self._state.write_text(json.dumps(objects))
+
+    def without_operator(self) -> None:
+        self._state.write_text(json.dumps({**self.objects, "operator": False}))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    state = tmp_path / "objects.json"
+    state.write_text(
+        json.dumps(
+            {
+                "operator": True,
+                "events": [
+                    {"reason": "StepEntered", "message": "weight 5", "lastTimestamp": "2026-03-01T11:00:00Z"}
+                ],
+                ROLLOUTS: {
+                    "metadata": {"name": "v7", "namespace": "claims", "uid": "u", "generation": 1},
+                    "spec": {"gatewayRef": "main", "steps": [{"weight": 5}, {"weight": 100}], "gates": []},
+                    "status": {"observedGeneration": 1, "phase": "Progressing", "stepText": "1/2 weight 5%"},
+                },
+            }
+        )
+    )
+    script = tmp_path / "kubectl"
+    script.write_text(KUBECTL.format(python=sys.executable, state=str(state)))
+    script.chmod(0o755)
+    monkeypatch.setenv("KUBECTL", str(script))
+    return Cluster(state)
+
+
+class Time:
+    """A clock that the pauses move; something may happen at each pause."""
+
+    def __init__(self, *happenings: Callable[[], None]) -> None:
+        self.now = 0.0
+        self._happenings = list(happenings)
+
+    def pace(self) -> Pace:
+        return Pace(lambda: self.now, self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        self.now += seconds
+        if self._happenings:
+            self._happenings.pop(0)()
+
+
+def call(*words: str, time: Time | None = None) -> tuple[int, str]:
+    options = parser().parse_args(words)
+    out = io.StringIO()
+    code = run(options, Kubectl(options.namespace, options.context), out, (time or Time()).pace())
+    return code, out.getvalue()
+
+
+def test_get_shows_one_rollout_with_its_events(cluster: Cluster) -> None:
+    code, text = call("get", "rollout", "v7", "-n", "claims", "--context", "prod")
+    assert code == 0
+    assert "1/2 weight 5 %" in text
+    assert "StepEntered" in text
+    assert all("--namespace=claims" in asked and "--context=prod" in asked for asked in cluster.asked)
+
+
+def test_get_without_a_name_lists(cluster: Cluster) -> None:
+    code, text = call("get", "mro", "-A")
+    assert (code, "v7" in text, "--all-namespaces" in cluster.asked[0]) == (0, True, True)
+
+
+def test_status_ends_well_only_when_promoted(cluster: Cluster) -> None:
+    time = Time(lambda: cluster.set(phase="Promoted", finish="Promoted"))
+    code, text = call("status", "v7", "--timeout", "60s", time=time)
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == ["Progressing", "Promoted"]
+
+
+@pytest.mark.parametrize("finish", ["RolledBack", "Aborted", "Superseded"])
+def test_status_of_another_end_is_1(cluster: Cluster, finish: str) -> None:
+    cluster.set(phase=finish, finish=finish)
+    assert call("status", "v7", "--timeout", "60s")[0] == 1
+
+
+def test_status_of_no_end_is_2_when_the_time_is_over(cluster: Cluster) -> None:
+    time = Time()
+    assert call("status", "v7", "--timeout", "60s", time=time)[0] == 2
+    assert time.now == 60
+    assert call("status", "v7")[0] == 2
+
+
+def test_an_end_of_an_older_spec_is_no_end(cluster: Cluster) -> None:
+    cluster.set(phase="Promoted", finish="Promoted", observedGeneration=0)
+    assert call("status", "v7", "--timeout", "4s")[0] == 2
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_order_sets_a_new_request_and_nothing_else(cluster: Cluster, action: str) -> None:
+    before = cluster.objects[ROLLOUTS]["spec"]
+    code, text = call(action, "v7")
+    spec = cluster.objects[ROLLOUTS]["spec"]
+    request = spec.pop("request")
+    assert code == 0
+    assert request["action"] == action
+    assert request["id"] in text
+    assert spec == before
+    patch = next(asked for asked in cluster.asked if asked[0] == "patch")
+    assert "--field-manager=kubectl-cutover" in patch
+
+
+def test_an_order_nobody_sees_is_2(cluster: Cluster) -> None:
+    cluster.without_operator()
+    code, text = call("abort", "v7", "--timeout", "6s")
+    assert code == 2
+    assert "has not seen it yet" in text
+    assert call("abort", "v7", "--timeout", "0s")[0] == 0
+
+
+def test_an_order_that_is_refused_is_1(cluster: Cluster) -> None:
+    cluster.set(reason="RequestRefused", message="freeze is set")
+    code, text = call("promote", "v7")
+    assert (code, "freeze is set" in text) == (1, True)
+
+
+def test_ids_are_valid_new_and_sorted_by_time() -> None:
+    first = request_id("skip", datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC), "a1b2c3")
+    second = request_id("skip", datetime(2026, 3, 1, 12, 0, 1, tzinfo=UTC), "000000")
+    assert first < second
+    assert Request.model_validate(change("skip", first)["spec"]["request"]).id == first
+
+
+def test_explain_goes_through(cluster: Cluster) -> None:
+    assert "no step has begun" in call("explain", "v7")[1]
+
+
+def test_what_kubectl_says_is_passed_on(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["get", "rollout", "other"]) == 1
+    assert "NotFound" in capsys.readouterr().err
+
+
+def test_a_missing_kubectl_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECTL", "/nowhere/kubectl")
+    assert main(["explain", "v7"]) == 1
+    assert "$KUBECTL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["get", "pods"], ["status", "v7", "--timeout", "soon"], []])
+def test_a_wrong_command_line_is_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2

@@ -1,0 +1,140 @@
+"""What the trainer writes is what the engine takes: folder, digests, prompt, probe, and the answers themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from cutover.api.trainingrun import Family, FineTune, Lora
+from cutover_server.inference.chat import Sampling, read_request
+from cutover_server.inference.generation import Row, Step
+from cutover_server.inference.loading import Served, load
+from cutover_server.inference.picture import open_picture
+from cutover_server.inference.prompt import template_form
+from cutover_server.inference.refusal import Unservable
+from cutover_server.inference.settings import ServeSettings
+from cutover_trainer.adapter import make_probe, versions, write_adapter
+from cutover_trainer.adapter_facts import AdapterFacts
+from cutover_trainer.base_model import base_digest
+from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
+from cutover_trainer.generate import Answerer
+from cutover_trainer.models import choose_hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.storage import ArtifactStore
+from fakes import sample_models
+
+BASE = Path(__file__).parent.parent / "fixtures" / "tiny-llava"
+ANSWER = '{"damageType": "crack", "severity": "minor"}'
+TOKENS = 24
+
+
+def example(data: Path, seed: int) -> Example:
+    image = sample_models.picture(seed, 60, 44)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kept = buffer.getvalue()
+    name = hashlib.sha256(kept).hexdigest()
+    (data / PICTURES_FOLDER).mkdir(exist_ok=True)
+    (data / PICTURES_FOLDER / name).write_bytes(kept)
+    parts = [
+        {"type": "text", "text": "Assess this."},
+        {"type": "image_url", "image_url": {"url": f"sha256:{name}"}},
+    ]
+    return Example(
+        id=f"row-{seed}",
+        group="g",
+        picture=name,
+        width=image.width,
+        height=image.height,
+        question=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
+        answer=ANSWER,
+        truth={"damageType": "crack"},
+        control=None,
+    )
+
+
+def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Path, list[Example], list[str]]:
+    """An adapter folder the trainer wrote (its weights drawn, not learned), and what it answers to four pictures."""
+    torch.set_num_threads(1)
+    hardware = choose_hardware("fp32", 0)
+    model = with_new_adapter(load_base(base, hardware), FineTune(lora=lora), "base")
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    encoder, data = load_encoder(base, family), PreparedData(tmp_path, "data-digest")
+    examples = [example(tmp_path, seed) for seed in range(4)]
+    encoded = encoder.encode(examples[0].question, examples[0].answer, examples[0].size)
+    probe = make_probe(model, encoder, examples[0], encoded, data, hardware)
+    facts = AdapterFacts(
+        task="damage",
+        base_uri="claim://models/base",
+        base_revision="main",
+        base_digest=base_digest(base),
+        family=family,
+        data_digest="data-digest",
+        targets=lora.targets,
+        steps=1,
+        versions=versions(),
+    )
+    config: Any = SimpleNamespace(task=SimpleNamespace(name="damage"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    write_adapter(config, ArtifactStore(f"file://{tmp_path}/run"), scratch, model, encoder, probe, facts)
+    answers = Answerer(model, encoder, data, hardware, TOKENS).answers(examples)
+    return tmp_path / "run" / "adapter", examples, answers
+
+
+def asked(served: Served, one: Example, pictures: Path) -> str:
+    """The example's question as a client of the engine would put it."""
+    image = open_picture((pictures / one.picture).read_bytes())
+    user = {
+        "role": "user",
+        "content": [one.question[1]["content"][0], {"type": "image_url", "image_url": ""}],
+    }
+    user["content"][1]["image_url"] = sample_models.data_url(image)
+    request = read_request({"model": "m", "messages": [one.question[0], user]}, max_pictures=1)
+    inputs = served.prompts.inputs(
+        template_form(request.messages), [open_picture(picture.content) for picture in request.pictures]
+    )
+    answer = served.detokenizer.start()
+
+    def on_step(_: int, step: Step) -> bool:
+        if not step.ends:
+            answer.append(step.token_id)
+        return True
+
+    served.run([Row(inputs, TOKENS, None)], Sampling(), on_step)
+    return answer.text.strip()
+
+
+@pytest.mark.parametrize("targets", ["language_model", "language_model_and_vision"])
+def test_an_adapter_of_the_trainer_is_proven_and_answers_alike(tmp_path: Path, targets: Any) -> None:
+    folder, examples, answers = trained(tmp_path, BASE, "llava", Lora(rank=4, targets=targets))
+    served = load(ServeSettings(base=str(BASE), adapter=str(folder), family="llava"))
+    assert served.proof is not None
+    assert served.proof.distance < 1e-3 < served.proof.base_distance
+    assert [asked(served, one, tmp_path / PICTURES_FOLDER) for one in examples] == answers
+    assert any(answers)
+
+
+@pytest.mark.parametrize(
+    ("family", "base"), [("llava_next", sample_models.tiny_llava_next), ("blip2", sample_models.tiny_blip2)]
+)
+def test_the_other_families_are_put_the_same_question(tmp_path: Path, family: Family, base: Any) -> None:
+    folder, examples, answers = trained(tmp_path, base(), family, Lora(rank=4))
+    served = load(ServeSettings(base=str(base()), adapter=str(folder), family=family))
+    assert served.proof is not None
+    assert served.proof.distance < 1e-3
+    assert [asked(served, one, tmp_path / PICTURES_FOLDER) for one in examples] == answers
+
+
+def test_a_base_with_one_other_file_is_another_base(tmp_path: Path) -> None:
+    folder, _, _ = trained(tmp_path, BASE, "llava", Lora(rank=4))
+    with pytest.raises(Unservable) as caught:
+        load(ServeSettings(base=str(sample_models.tiny_llava()), adapter=str(folder)))
+    assert caught.value.reason == "WrongBase"

@@ -1,0 +1,93 @@
+"""Stateless chance: every row once an epoch, another order each epoch, nothing to restore."""
+
+from __future__ import annotations
+
+from cutover.api.trainingrun import Augmentation
+from cutover_trainer.measures import (
+    Judged,
+    accuracy,
+    confusion,
+    json_validity,
+    mcnemar,
+    quantile,
+    recalls,
+    wilson,
+)
+from cutover_trainer.schedule import Distortion, Schedule
+from fakes import training_example
+from hypothesis import given
+from hypothesis import strategies as st
+
+TASK = training_example.task()
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 9))
+def test_an_epoch_has_every_row_once(rows: int, batch: int, epochs: int, seed: int) -> None:
+    schedule = Schedule(rows, batch, epochs, seed)
+    for epoch in range(epochs):
+        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+        assert sorted(row for step in steps for row in schedule.batch(step)) == list(range(rows))
+    assert schedule.steps == epochs * schedule.steps_per_epoch
+
+
+def test_a_fresh_schedule_draws_the_same() -> None:
+    one, two = Schedule(100, 8, 3, 5), Schedule(100, 8, 3, 5)
+    wanted = Augmentation()
+    assert [one.batch(step) for step in range(39)] == [two.batch(step) for step in reversed(range(39))][::-1]
+    assert one.distortion(20, 7, wanted) == two.distortion(20, 7, wanted)
+    assert one.distortion(20, 7, wanted) == one.distortion(14, 7, wanted)
+    assert one.distortion(20, 7, wanted) != one.distortion(30, 7, wanted)
+    assert one.dropout_seed(3, 0) != one.dropout_seed(4, 0) != one.dropout_seed(4, 1)
+    assert Schedule(100, 8, 3, 6).batch(0) != one.batch(0)
+
+
+def test_augmentation_stays_within_what_was_asked() -> None:
+    schedule = Schedule(50, 8, 1, 0)
+    drawn = [schedule.distortion(0, row, Augmentation()) for row in range(50)]
+    assert all(abs(one.rotation_degrees) <= 10 and abs(one.brightness - 1) <= 0.15 for one in drawn)
+    assert schedule.distortion(0, 1, Augmentation(enabled=False)) == Distortion()
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    schedule = Schedule(800, 8, 1, 0)
+    rates = [schedule.learning_rate(step, 1.0) for step in range(schedule.steps)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1.0
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.03
+
+
+def judged(truth: str, said: str | None) -> Judged:
+    answer = None if said is None else {"damageType": said, "severity": "minor"}
+    return Judged({"damageType": truth, "severity": "minor"}, answer)
+
+
+def test_measures_of_a_small_test_part() -> None:
+    answers = [
+        judged("crack", "crack"),
+        judged("crack", "mould"),
+        judged("mould", "mould"),
+        judged("mould", None),
+    ]
+    assert accuracy(TASK, answers) == {"damageType": 0.5, "severity": 0.75, "overall": 0.5}
+    assert json_validity(answers) == 0.75
+    matrix = confusion(TASK, answers, "damageType")
+    assert matrix["crack"] == {"crack": 1, "mould": 1}
+    assert matrix["mould"] == {"mould": 1, "(none)": 1}
+    assert recalls(TASK, answers, "damageType")["crack"]["recall"] == 0.5
+    assert accuracy(TASK, []) == {}
+
+
+def test_intervals_and_the_paired_test_against_published_values() -> None:
+    low, high = wilson(81, 263)  # Newcombe 1998, table I
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert wilson(0, 0) == (0.0, 1.0)
+    better = [True] * 8 + [False] * 2
+    worse = [False] * 8 + [True] * 2
+    result = mcnemar(better, worse)
+    assert (result["onlyCandidate"], result["onlyControl"]) == (8, 2)
+    assert round(result["pValue"], 4) == 0.1094
+    assert mcnemar([True], [True])["pValue"] == 1.0
+    assert quantile([3.0, 1.0, 2.0], 0.95) == 3.0
+    assert quantile([], 0.5) is None
