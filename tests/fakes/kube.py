@@ -9,6 +9,7 @@ Watches are synchronous calls. Time is an argument.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
 
 Ident = tuple[Resource, str, str]
-Path_ = tuple[Any, ...]
+FieldPath = tuple[Any, ...]
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 
 
@@ -96,12 +97,10 @@ class FakeKube:
         self.clock = clock
         self.objects: dict[Ident, Object] = {}
         self.logs: dict[tuple[str, str], str] = {}
-        self.collects = True
-        """Whether dependents of a deleted object go with it."""
-        self._owned: dict[tuple[Ident, str, str], set[Path_]] = {}
+        self._owned: dict[tuple[Ident, str, str], set[FieldPath]] = {}
         self._watchers: list[Callable[[Change], None]] = []
-        self._version = 0
-        self._uids = 0
+        self._versions = itertools.count(1)
+        self._uids = itertools.count(1)
         self._manager = FIELD_MANAGER
 
     # -------------------------------------------------------------- for tests
@@ -109,16 +108,7 @@ class FakeKube:
         """The same server, written to under another field manager."""
         other = copy.copy(self)
         other._manager = manager
-        other._root = self._root  # type: ignore[attr-defined]
         return other
-
-    @property
-    def _root(self) -> FakeKube:
-        return self.__dict__.get("_shared", self)
-
-    @_root.setter
-    def _root(self, root: FakeKube) -> None:
-        self.__dict__["_shared"] = root
 
     def watch(self, seen: Callable[[Change], None]) -> None:
         self._watchers.append(seen)
@@ -153,6 +143,16 @@ class FakeKube:
         new = copy.deepcopy(self.objects[ident])
         change(new)
         return self._store(ident, new, by)
+
+    def force(self, obj: Object) -> Object:
+        """Play a controller: make an object with its status."""
+        ident = _ident(obj)
+        self._create(ident, obj)
+        return self.set_status(*ident, obj.get("status", {}))
+
+    def vanish(self, resource: Resource, namespace: str, name: str) -> None:
+        """Gone at once, whatever its finalizers say."""
+        self._remove((resource, namespace, name))
 
     # -------------------------------------------------------------- port.Kube
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
@@ -225,7 +225,7 @@ class FakeKube:
         self._remove(ident)
 
     async def pod_log(self, namespace: str, pod: str, tail_lines: int) -> str:
-        text = self._root.logs.get((namespace, pod))
+        text = self.logs.get((namespace, pod))
         if text is None:
             raise KubeError(404, f"pods {pod!r} not found")
         return "".join(text.splitlines(keepends=True)[-tail_lines:])
@@ -243,12 +243,10 @@ class FakeKube:
         return live
 
     def _create(self, ident: Ident, obj: Object) -> Object:
-        root = self._root
-        root._uids += 1
         new = _intent(obj, drop_status=ident[0] not in NO_STATUS)
         new["metadata"] = {
             **new["metadata"],
-            "uid": f"{root._uids:08x}-0000-4000-8000-000000000000",
+            "uid": f"{next(self._uids):08x}-0000-4000-8000-000000000000",
             "creationTimestamp": _time(self.clock()),
             "generation": 1,
         }
@@ -268,7 +266,8 @@ class FakeKube:
             *(paths for key, paths in self._owned.items() if key[0] == ident and key != mine)
         )
         new = copy.deepcopy(live)
-        for path in sorted(before - now - others, key=len, reverse=True):
+        # An item of a list goes before its own parts, by which it is found.
+        for path in sorted(before - now - others, key=len):
             _remove_path(new, path)
         _merge(new, intent, "")
         stored = self._store(ident, new, self._manager)
@@ -276,7 +275,6 @@ class FakeKube:
         return stored
 
     def _store(self, ident: Ident, new: Object, by: str) -> Object:
-        root = self._root
         live = self.objects.get(ident)
         new.setdefault("apiVersion", ident[0].api_version)
         new.setdefault("kind", ident[0].kind)
@@ -287,8 +285,7 @@ class FakeKube:
                 return copy.deepcopy(live)
             if new.get("spec") != live.get("spec"):
                 new["metadata"]["generation"] = live["metadata"].get("generation", 0) + 1
-        root._version += 1
-        new["metadata"]["resourceVersion"] = str(root._version)
+        new["metadata"]["resourceVersion"] = str(next(self._versions))
         self.objects[ident] = new
         if "deletionTimestamp" in new["metadata"] and not new["metadata"].get("finalizers"):
             self._remove(ident)
@@ -301,8 +298,6 @@ class FakeKube:
         for key in [key for key in self._owned if key[0] == ident]:
             del self._owned[key]
         self._tell(Change("DELETED", ident[0], gone, self._manager))
-        if not self._root.collects:
-            return
         uid = gone["metadata"]["uid"]
         for other, obj in list(self.objects.items()):
             if any(ref["uid"] == uid for ref in obj["metadata"].get("ownerReferences", [])):
@@ -385,7 +380,7 @@ def _is_map(name: str, value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(_key_of(name, item) for item in value)
 
 
-def _leaves(value: Any, path: Path_ = (), name: str = "") -> Iterator[Path_]:
+def _leaves(value: Any, path: FieldPath = (), name: str = "") -> Iterator[FieldPath]:
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from _leaves(child, (*path, key), key)
@@ -419,7 +414,7 @@ def _merge(target: dict[str, Any], intent: dict[str, Any], _: str) -> None:
             target[key] = copy.deepcopy(value)
 
 
-def _remove_path(target: Any, path: Path_) -> None:
+def _remove_path(target: Any, path: FieldPath) -> None:
     *parents, last = path
     trail: list[tuple[Any, Any, str]] = []
     name = ""

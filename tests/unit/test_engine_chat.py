@@ -19,7 +19,22 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=8,
 )
-NAMES = ["messages", "model", "max_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "logprobs", "top_logprobs", "response_format", "n", "stop", "tools"]
+NAMES = [
+    "messages",
+    "model",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "top_logprobs",
+    "response_format",
+    "n",
+    "stop",
+    "tools",
+]
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from cutover.contract import HEADER_BUSY_SECONDS
 from cutover_server.inference.chat import Sampling
-from cutover_server.inference.generation import OnStep, Row, RowRun
+from cutover_server.inference.generation import OnStep, Row, RowRun, Step
 from cutover_server.inference.loading import Served, load
 from cutover_server.inference.settings import ServeSettings
 from fakes import sample_models
@@ -46,10 +46,11 @@ def client(running: RunningEngine) -> OpenAI:
 
 
 class Gate:
-    """A loaded model whose batches wait until they are let through, one step at a time after that."""
+    """A loaded model whose batches wait until they are let through, and their steps too if `steps` is set."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
+        self.steps: threading.Semaphore | None = None
         self.batches: list[int] = []
         self.cut: list[str | None] = []
 
@@ -61,7 +62,12 @@ class Gate:
             def run(self, rows: Sequence[Row], sampling: Sampling, on_step: OnStep) -> list[RowRun]:
                 gate.batches.append(len(rows))
                 assert gate.open.wait(30)
-                runs = run(rows, sampling, on_step)
+
+                def paced(index: int, step: Step) -> bool:
+                    assert gate.steps is None or gate.steps.acquire(timeout=30)
+                    return on_step(index, step)
+
+                runs = run(rows, sampling, paced)
                 gate.cut += [one.finish for one in runs]
                 return runs
 
@@ -362,6 +368,31 @@ async def test_a_client_that_leaves_takes_its_work_along() -> None:
         await asyncio.to_thread(until, lambda: gate.cut)
         assert (gate.batches, gate.cut) == ([1], ["cancelled"])
         assert (await post(engine.origin, ask(3)))[0] == 200
+
+
+async def test_a_client_that_leaves_its_stream_ends_the_generation() -> None:
+    gate = Gate()
+    gate.open.set()
+    gate.steps = threading.Semaphore(2)
+    with running_engine(settings(), gate.load) as engine:
+        connection = send_raw(engine, ask(1, max_tokens=100, stream=True))
+        connection.settimeout(30)
+        received = b""
+        while b"data: " not in received:
+            received += await asyncio.to_thread(connection.recv, 4096)
+        connection.close()
+
+        def one_more_step() -> bool:
+            gate.steps.release()
+            return bool(gate.cut)
+
+        await asyncio.to_thread(until, one_more_step)
+        assert gate.cut == ["cancelled"]
+
+
+async def test_a_question_without_a_picture_is_answered(running: RunningEngine) -> None:
+    status, _, body = await post(running.origin, ask(messages=[{"role": "user", "content": "What is it?"}]))
+    assert (status, body["usage"]["prompt_tokens"] < 40) == (200, True)
 
 
 async def test_a_model_that_raises_answers_500_and_goes_on() -> None:

@@ -8,58 +8,35 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import torch
 from cutover.contract import ExitCode
 from cutover_server.inference.process import run
-from cutover_server.inference.settings import ServeSettings
+from cutover_server.inference.settings import FetchSettings, ServeSettings, read_settings
 from fakes import sample_models
-from fakes.sample_engines import until
 from safetensors.torch import load_file, save_file
 
-START_SECONDS = 90.0
+DEADLINE_SECONDS = 60.0
 
 
-@dataclass
-class Process:
-    handle: subprocess.Popen[bytes]
-    output: Path
-    port: int
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.output.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    output = tmp_path_factory.mktemp("process") / "log"
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    base = sample_models.tiny_llava()
-    arguments = ["--base", str(base), "--adapter", str(sample_models.lora_adapter(base)), "--port", str(port)]
-    with output.open("wb") as file:
-        handle = subprocess.Popen(
-            [sys.executable, "-m", "cutover_server.inference.main", *arguments, "--served-name", "m"],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "CUTOVER_ENGINE_HOST": "127.0.0.1", "CUTOVER_ENGINE_MAX_BATCH": "1"},
-        )
-    yield Process(handle, output, port)
-    handle.kill()
-    handle.wait()
+        port: int = probe.getsockname()[1]
+        return port
 
 
-async def becomes(reading: Callable[[], Awaitable[bool]], deadline_seconds: float) -> None:
-    async with asyncio.timeout(deadline_seconds):
+def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+async def becomes(reading: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             if await reading():
                 return
@@ -78,13 +55,21 @@ async def test_an_adapter_that_does_not_fit_ends_with_65_and_says_why(
     sample_models.write_manifest(adapter)
     code = await run(ServeSettings(base=str(base), adapter=str(adapter), host="127.0.0.1", port=0))
     assert code == ExitCode.BAD_INPUT
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    [failure] = [line for line in lines if line["event"] == "not_servable"]
+    [failure] = [line for line in log_lines(capsys) if line["event"] == "not_servable"]
     assert (failure["level"], failure["reason"]) == ("error", "AdapterKeysMismatch")
 
 
-async def test_sigterm_ends_readiness_and_finishes_what_was_admitted(process: Process) -> None:
-    origin = f"http://127.0.0.1:{process.port}"
+async def test_sigterm_ends_readiness_and_finishes_what_was_admitted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.set_num_threads(1)
+    base, port = sample_models.tiny_llava(), free_port()
+    adapter = str(sample_models.lora_adapter(base))
+    settings = ServeSettings(
+        base=str(base), adapter=adapter, served_name="m", host="127.0.0.1", port=port, max_batch=1
+    )
+    process = asyncio.create_task(run(settings))
+    origin = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
 
         async def ready() -> bool:
@@ -109,26 +94,42 @@ async def test_sigterm_ends_readiness_and_finishes_what_was_admitted(process: Pr
                 document = await answer.json()
                 return answer.status, document.get("usage", {}).get("completion_tokens", 0)
 
-        await becomes(ready, START_SECONDS)
+        await becomes(ready)
         asked = [asyncio.create_task(ask(seed)) for seed in range(12)]
-        await becomes(some_wait, 30)
-        process.handle.send_signal(signal.SIGTERM)
-        await becomes(not_ready, 30)
+        await becomes(some_wait)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await becomes(not_ready)
         answers = await asyncio.gather(*asked)
     served = [tokens for code, tokens in answers if code == 200]
     assert all(code in (200, 503) for code, _ in answers)
     assert len(served) >= 3
     assert all(tokens > 0 for tokens in served)
-    await asyncio.to_thread(until, lambda: process.handle.poll() is not None)
-    assert process.handle.returncode == ExitCode.DONE
-    events = [line["event"] for line in process.lines]
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert await process == ExitCode.DONE
+    lines = log_lines(capsys)
+    events = [line["event"] for line in lines]
     assert events.count("answered") == len(served)
-    assert events[-1] == "stopped"
     assert "drain_cut_short" not in events
+    everything = json.dumps(lines)
+    assert "base64" not in everything
+    assert sample_models.QUESTION not in everything
 
 
-def test_logs_are_json_lines_without_what_was_asked(process: Process) -> None:
-    text = process.output.read_text()
-    assert process.lines
-    assert "base64" not in text
-    assert sample_models.QUESTION not in text
+def test_arguments_win_over_their_variables() -> None:
+    env = {
+        "CUTOVER_ENGINE_MAX_QUEUE": "7",
+        "CUTOVER_ENGINE_THREADS": "3",
+        "CUTOVER_ENGINE_ALLOW_UNPROVEN": "true",
+    }
+    settings = read_settings(["--base", "/models/base", "--threads", "2"], env)
+    assert isinstance(settings, ServeSettings)
+    assert (settings.max_queue, settings.threads, settings.allow_unproven) == (7, 2, True)
+    assert read_settings(["fetch", "s3://b/m", "/cache/m"], {}) == FetchSettings("s3://b/m", "/cache/m")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--base", "x", "--max-batch", "0"], ["--base", "x", "--family", "gpt"]]
+)
+def test_a_wrong_command_line_is_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(words, {})

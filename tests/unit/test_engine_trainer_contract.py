@@ -23,7 +23,7 @@ from cutover_trainer.adapter_facts import AdapterFacts
 from cutover_trainer.base_model import base_digest
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
 from cutover_trainer.generate import Answerer
-from cutover_trainer.models import choose_hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.models import Hardware, load_base, load_encoder, with_new_adapter
 from cutover_trainer.storage import ArtifactStore
 from fakes import sample_models
 
@@ -60,7 +60,7 @@ def example(data: Path, seed: int) -> Example:
 def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Path, list[Example], list[str]]:
     """An adapter folder the trainer wrote (its weights drawn, not learned), and what it answers to four pictures."""
     torch.set_num_threads(1)
-    hardware = choose_hardware("fp32", 0)
+    hardware = Hardware(torch.device("cpu"), torch.float32, False)
     model = with_new_adapter(load_base(base, hardware), FineTune(lora=lora), "base")
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
@@ -68,8 +68,8 @@ def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Pat
             torch.nn.init.normal_(parameter, std=0.05)
     encoder, data = load_encoder(base, family), PreparedData(tmp_path, "data-digest")
     examples = [example(tmp_path, seed) for seed in range(4)]
-    encoded = encoder.encode(examples[0].question, examples[0].answer, examples[0].size)
-    probe = make_probe(model, encoder, examples[0], encoded, data, hardware)
+    encoded = [encoder.encode(one.question, one.answer, one.size) for one in examples]
+    probe = make_probe(model, encoder, examples, encoded, data, hardware)
     facts = AdapterFacts(
         task="damage",
         base_uri="claim://models/base",

@@ -67,11 +67,26 @@ def versions() -> dict[str, str]:
 
 
 def make_probe(
+    model: Any,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    data: PreparedData,
+    hardware: Hardware,
+) -> Probe:
+    """Asks the adapter and the bare base, and keeps the example on which they differ most."""
+    model.eval()
+    candidates = (
+        _probe(model, encoder, example, ids, data, hardware)
+        for example, ids in zip(examples, encoded, strict=False)
+    )
+    return max(candidates, key=lambda probe: probe.base_distance)
+
+
+def _probe(
     model: Any, encoder: Encoder, example: Example, encoded: Encoded, data: PreparedData, hardware: Hardware
 ) -> Probe:
-    """Asks the adapter, then the bare base."""
     image = data.picture(example)
-    model.eval()
     adapter = _answer_logprobs(model, encoder, image, encoded, hardware)
     with model.disable_adapter():
         base = _answer_logprobs(model, encoder, image, encoded, hardware)

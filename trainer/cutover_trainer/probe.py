@@ -38,3 +38,9 @@ class Probe(BaseModel):
     answer_token_ids: list[int]
     adapter_logprobs: list[float]
     base_logprobs: list[float]
+
+    @property
+    def base_distance(self) -> float:
+        """Mean distance between adapter and base, in nats per answer token."""
+        pairs = zip(self.adapter_logprobs, self.base_logprobs, strict=True)
+        return sum(abs(adapter - base) for adapter, base in pairs) / len(self.answer_token_ids)

@@ -35,6 +35,8 @@ SECONDS_BETWEEN_PREEMPTIONS = 7200.0
 LEAST_CHECKPOINT_SECONDS = 10.0
 VALIDATION_ROWS = 128
 CURVE_POINTS = 100
+PROBED_ROWS = 16
+"""The probe is the one of them on which adapter and base differ most."""
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
@@ -62,7 +64,7 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     attempt.to_the_end()
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
-        probe = make_probe(model, encoder, examples[0], encoded[0], data, hardware)
+        probe = make_probe(model, encoder, examples[:PROBED_ROWS], encoded, data, hardware)
         facts = AdapterFacts(
             task=config.task.name,
             base_uri=spec.base_model.uri,

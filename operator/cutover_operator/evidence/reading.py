@@ -163,6 +163,10 @@ def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Un
         return Unavailable(
             "Stale", f"the newest sample of {REQUESTS} of this rollout is from {_clock(counted)}"
         )
+    if not all(_usable_newest(s) for s in counted):
+        return Unavailable(
+            "BadAnswer", f"the newest samples of {REQUESTS} are no counts (NaN, infinite or negative)"
+        )
     return None
 
 

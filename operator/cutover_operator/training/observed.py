@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cutover.contract import LABEL_ATTEMPT, LABEL_STAGE, RESOURCE_GPU
+from cutover.contract import LABEL_ATTEMPT, LABEL_OWNER_UID, LABEL_STAGE, RESOURCE_GPU
 from cutover.stages import StageResult
 from pydantic import ValidationError
 
@@ -65,6 +65,8 @@ class PodSeen:
     uid: str
     job: str
     stage: str
+    owner_uid: str
+    """Of the run: a namesake that was deleted may have left pods behind."""
     over: bool
     """Its containers have ended."""
     running: bool = False
@@ -115,17 +117,19 @@ def pod_seen(pod: Object) -> PodSeen:
     end = next((one for one in ends if one.get("exitCode")), ends[-1] if ends else None)
     phase = status.get("phase")
     over = phase in ("Succeeded", "Failed")
-    all_ended = len(ends) == len(statuses) or (end is not None and bool(end.get("exitCode")))
+    ended_at = (_last_end(ends) or _last_turn(pod) or _moment(status.get("startTime"))) if over else None
     return PodSeen(
         name=meta["name"],
         uid=meta["uid"],
         job=str(labels.get(LABEL_JOB) or labels.get("job-name") or ""),
         stage=str(labels.get(LABEL_STAGE, "")),
+        owner_uid=str(labels.get(LABEL_OWNER_UID, "")),
         over=over,
-        running=phase == "Running",
+        running=not over
+        and (phase == "Running" or any("running" in (one.get("state") or {}) for one in statuses)),
         created_at=_moment(meta.get("creationTimestamp")),
         started_at=_moment(status.get("startTime")),
-        ended_at=_last_end(ends) if over or (ends and all_ended) else None,
+        ended_at=ended_at,
         delete_by=_moment(meta.get("deletionTimestamp")),
         gpus=_gpus(spec),
         node=str(spec.get("nodeName") or ""),
@@ -162,6 +166,14 @@ def _result(text: Any) -> StageResult | None:
 def _last_end(ends: list[Any]) -> datetime | None:
     moments = [moment for moment in (_moment(end.get("finishedAt")) for end in ends) if moment]
     return max(moments, default=None)
+
+
+def _last_turn(pod: Object) -> datetime | None:
+    """For a pod that ended without a container: evicted before its start, or on a node that is gone."""
+    found = [
+        _moment(one.get("lastTransitionTime")) for one in (pod.get("status") or {}).get("conditions") or []
+    ]
+    return max((moment for moment in found if moment), default=None)
 
 
 def _gpus(spec: Mapping[str, Any]) -> int:

@@ -48,6 +48,7 @@ class TrainingReconciler:
         jobs = [job for job in await self._kube.list(JOBS, key.namespace, mine) if _owned(job, uid)]
         maps = [item for item in await self._kube.list(CONFIG_MAPS, key.namespace, mine) if _owned(item, uid)]
         pods = [pod_seen(pod) for pod in await self._kube.list(PODS, key.namespace, mine)]
+        pods = [pod for pod in pods if pod.owner_uid == uid]
         return World(
             parent=parent,
             run=run,

@@ -21,6 +21,7 @@ from cutover.contract import (
     LABEL_MANAGED_BY,
     LABEL_OWNER_KIND,
     LABEL_OWNER_NAME,
+    LABEL_OWNER_UID,
     LABEL_STAGE,
     MANAGED_BY,
     NODE_LABEL_GPU_PRODUCT,
@@ -139,6 +140,7 @@ def labels(attempt: Attempt) -> dict[str, str]:
         LABEL_COMPONENT: "trainer",
         LABEL_OWNER_KIND: TRAINING_RUNS.kind,
         LABEL_OWNER_NAME: attempt.name,
+        LABEL_OWNER_UID: attempt.uid,
         LABEL_STAGE: attempt.stage,
         LABEL_ATTEMPT: str(attempt.number),
     }
@@ -212,12 +214,12 @@ def _template(attempt: Attempt) -> Object:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [{"name": CONTAINER, "args": [attempt.stage], **container}],
+        "containers": [{"name": CONTAINER, "command": ["cutover-trainer", attempt.stage], **container}],
         "volumes": volumes,
         "tolerations": _tolerations(spec, gpus),
     }
     if attempt.stage == "prepare":
-        pod["initContainers"] = [{"name": "export", "args": ["export"], **container}]
+        pod["initContainers"] = [{"name": "export", "command": ["cutover-trainer", "export"], **container}]
     if attempt.gpu_seconds_left is not None and gpus:
         # On the pod, not the Job: time spent waiting for a node costs nothing.
         pod["activeDeadlineSeconds"] = max(60, int(attempt.gpu_seconds_left / gpus) + DEADLINE_SLACK_SECONDS)

@@ -25,7 +25,8 @@ def gpu_seconds(pod: PodSeen, now: datetime) -> float:
         return 0.0
     if pod.ended_at is not None:
         return round(max(0.0, (pod.ended_at - pod.started_at).total_seconds()) * pod.gpus, 1)
-    running = max(0.0, (now - pod.started_at).total_seconds())
+    until = now if pod.delete_by is None else min(now, pod.delete_by)
+    running = max(0.0, (until - pod.started_at).total_seconds())
     return running // GRAIN_SECONDS * GRAIN_SECONDS * pod.gpus
 
 

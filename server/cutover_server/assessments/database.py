@@ -20,7 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Table, event, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -139,7 +139,12 @@ class Database:
 
 
 def _driver_url(url: str) -> URL:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(
+            "CUTOVER_DATABASE_URL is not a URL such as postgresql://user:password@host/name"
+        ) from error
     backend = parsed.get_backend_name()
     if backend in ("postgresql", "postgres"):
         query = dict(parsed.query)

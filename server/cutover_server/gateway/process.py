@@ -2,7 +2,7 @@
 
 It starts without the API server, the assessments service, or any arm. On SIGTERM it says it is not ready, waits for
 endpoints to forget it, lets requests in flight finish, flushes the spool and makes one attempt to deliver it; what is
-left waits on disk.
+left waits on disk. A pod's grace period has to cover the delay, the drain and six seconds.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if stop.is_set():
             await asyncio.sleep(settings.drain_delay_seconds)
         app_server.should_exit = True
-        await asyncio.gather(app, return_exceptions=True)
-        await shadow.drain(min(10.0, settings.shadow_seconds))
+        # Side by side: mirrored requests get no time of their own out of the pod's grace period.
+        await asyncio.gather(app, shadow.drain(settings.drain_seconds), return_exceptions=True)
         for task in (watching, sending, stopping):
             task.cancel()
         await asyncio.gather(watching, sending, stopping, return_exceptions=True)

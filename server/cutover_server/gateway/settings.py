@@ -88,7 +88,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     account_folder = Path(text("CUTOVER_SERVICE_ACCOUNT_FOLDER", _ACCOUNT_FOLDER))
     namespace = environment.get("POD_NAMESPACE", "").strip()
     if route_config_map is not None:
-        kubernetes_url = text("CUTOVER_KUBERNETES_URL", "") or _in_cluster_url(text)
+        kubernetes_url = _in_cluster_url(
+            text("KUBERNETES_SERVICE_HOST"), text("KUBERNETES_SERVICE_PORT", "443")
+        )
         namespace = namespace or _namespace_of(account_folder)
     assessments_url = text("CUTOVER_ASSESSMENTS_URL")
     if not assessments_url.startswith(("http://", "https://")):
@@ -128,10 +130,7 @@ def _list(value: str) -> tuple[str, ...]:
     return tuple(item for item in (part.strip() for part in value.split(",")) if item)
 
 
-def _in_cluster_url(text: object) -> str:
-    assert callable(text)
-    host = str(text("KUBERNETES_SERVICE_HOST"))
-    port = str(text("KUBERNETES_SERVICE_PORT", "443"))
+def _in_cluster_url(host: str, port: str) -> str:
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 

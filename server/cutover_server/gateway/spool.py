@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from cutover_server.gateway.segments import frame
-from cutover_server.gateway.spool_folder import SpoolFolder, pictures_of
+from cutover_server.gateway.spool_folder import SpoolFolder
 
 log = logging.getLogger(__name__)
 SEGMENT_BYTES = 4_000_000
@@ -255,6 +255,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-__all__ = ["Spool", "SpoolFull", "claim_own_folder", "pictures_of"]

@@ -128,11 +128,13 @@ class SpoolFolder:
         """A segment whose records are all delivered."""
         size = segment.stat().st_size
         segment.unlink()
-        with self._guard:
-            self.waiting.remove(segment)
-            self.records -= records
-            self.bytes_used -= size
-        self.let_go(digests)
+        try:
+            self.let_go(digests)
+        finally:
+            with self._guard:
+                self.waiting.remove(segment)
+                self.records -= records
+                self.bytes_used -= size
 
     # ------------------------------------------------------------------ dead letters
 

@@ -1,0 +1,171 @@
+"""What the world says about the stages, taken into the status: results, failures, waits, GPU time, progress. Pure.
+
+It only records what has happened; what to do next is `decide`'s. Taken twice from the same world it changes nothing
+the second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cutover.api.trainingrun import STAGES, StageStatus, TrainingRunSpec, TrainingRunStatus
+from cutover.stages import StageResult
+
+from cutover_operator.conditions import timestamp
+from cutover_operator.plan import Notice
+from cutover_operator.training import progress, spending
+from cutover_operator.training.observed import JobSeen, PodSeen
+from cutover_operator.training.outcome import Outcome, judge
+from cutover_operator.training.world import World
+
+FIRST_BACK_OFF_SECONDS = 30.0
+LONGEST_BACK_OFF_SECONDS = 1800.0
+INTERRUPTED_WAIT_SECONDS = 10.0
+"""An interruption costs no attempt, but is no reason to spin either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    status: TrainingRunStatus
+    reasons: dict[str, str]
+    """Of stages that ended in this pass: the condition's reason."""
+    notices: tuple[Notice, ...] = ()
+
+
+def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: datetime) -> Settled:
+    status = before.model_copy(
+        update={
+            "stages": _all_stages(before),
+            "pods": spending.counted(before.pods, world.pods, now),
+            "observed_generation": world.generation,
+        }
+    )
+    if before.observed_generation < world.generation:
+        status = _forgiven(status)
+    spent = spending.spent_seconds(status.pods)
+    status = status.model_copy(update={"gpu_hours": spending.hours_text(spent)})
+    stage = current(status)
+    if stage is None or stage.state != "Running":
+        return Settled(status, {})
+    job = job_of(world, stage)
+    if job is None:
+        return Settled(status, {})
+    pod = pod_of(world, job)
+    if not job.active:
+        return _ended(status, stage, judge(stage.name, job, pod), pod, spec, now)
+    if pod is not None and pod.running and world.progress is not None:
+        status = status.model_copy(
+            update={"progress": world.progress, "progress_text": progress.text(world.progress)}
+        )
+    return Settled(status, {})
+
+
+def current(status: TrainingRunStatus) -> StageStatus | None:
+    """The first stage that is not done."""
+    return next((stage for stage in status.stages if stage.state != "Done"), None)
+
+
+def with_stage(status: TrainingRunStatus, stage: StageStatus) -> TrainingRunStatus:
+    stages = [stage if one.name == stage.name else one for one in status.stages]
+    return status.model_copy(update={"stages": stages})
+
+
+def job_of(world: World, stage: StageStatus) -> JobSeen | None:
+    """The Job of the stage's current attempt, whatever its content was when it was made."""
+    wanted = [job for job in world.jobs if job.stage == stage.name and job.attempt == stage.attempt]
+    return next((job for job in wanted if job.name == stage.job), wanted[0] if wanted else None)
+
+
+def pod_of(world: World, job: JobSeen) -> PodSeen | None:
+    """The Job's pod; the youngest, should there ever be two."""
+    pods = [pod for pod in world.pods if pod.job == job.name]
+    return max(pods, key=lambda pod: (pod.created_at is not None, pod.created_at), default=None)
+
+
+def _all_stages(status: TrainingRunStatus) -> list[StageStatus]:
+    known = {stage.name: stage for stage in status.stages}
+    return [known.get(name) or StageStatus(name=name) for name in STAGES]
+
+
+def _forgiven(status: TrainingRunStatus) -> TrainingRunStatus:
+    """Somebody edited the spec: a stage that was given up, or waits after a failure, is tried again now."""
+    stage = current(status)
+    if stage is None or stage.state not in ("Failed", "Waiting"):
+        return status
+    fresh = {"state": "Waiting", "failures": 0, "not_before": None, "finished_at": None}
+    return with_stage(status, stage.model_copy(update=fresh))
+
+
+def _ended(
+    status: TrainingRunStatus,
+    stage: StageStatus,
+    outcome: Outcome,
+    pod: PodSeen | None,
+    spec: TrainingRunSpec,
+    now: datetime,
+) -> Settled:
+    status = _recorded(status, outcome.result)
+    ended_at = timestamp(pod.ended_at if pod and pod.ended_at else now)
+    about = f"{stage.name}-{stage.attempt}"
+    update: dict[str, object]
+    if outcome.kind == "done":
+        update = {"state": "Done", "finished_at": ended_at, "not_before": None, "message": outcome.message}
+        notice = Notice("StageDone", f"{stage.name}: {outcome.message or 'done'}", about=about)
+    elif outcome.kind == "badInput":
+        update = {"state": "Failed", "finished_at": ended_at, "message": outcome.message}
+        notice = Notice(outcome.reason, f"{stage.name}: {outcome.message}", "Warning", about)
+    elif outcome.kind == "interrupted":
+        wait = now + timedelta(seconds=INTERRUPTED_WAIT_SECONDS)
+        update = {"state": "Waiting", "not_before": timestamp(wait), "message": outcome.message}
+        notice = Notice("StageInterrupted", f"{stage.name}: {outcome.message}", about=about)
+    else:
+        return _failed(status, stage, outcome, ended_at, spec, now)
+    return Settled(
+        with_stage(status, stage.model_copy(update=update)), {stage.name: outcome.reason}, (notice,)
+    )
+
+
+def _failed(
+    status: TrainingRunStatus,
+    stage: StageStatus,
+    outcome: Outcome,
+    ended_at: str,
+    spec: TrainingRunSpec,
+    now: datetime,
+) -> Settled:
+    failures = stage.failures + 1
+    most = spec.compute.max_attempts
+    update: dict[str, object] = {"failures": failures}
+    if failures >= most:
+        message = f"given up after {failures} failed attempts (compute.maxAttempts {most}): {outcome.message}"
+        update |= {"state": "Failed", "finished_at": ended_at, "message": message}
+        reason = "AttemptsUsedUp"
+    else:
+        wait = min(FIRST_BACK_OFF_SECONDS * 2.0 ** (failures - 1), LONGEST_BACK_OFF_SECONDS)
+        message = f"attempt {stage.attempt} failed ({failures} of {most}): {outcome.message}"
+        due = timestamp(now + timedelta(seconds=wait))
+        update |= {"state": "Waiting", "not_before": due, "message": message}
+        reason = outcome.reason
+    notice = Notice(outcome.reason, f"{stage.name}: {message}", "Warning", f"{stage.name}-{stage.attempt}")
+    return Settled(with_stage(status, stage.model_copy(update=update)), {stage.name: reason}, (notice,))
+
+
+def _recorded(status: TrainingRunStatus, result: StageResult | None) -> TrainingRunStatus:
+    """The figures of a result; kept also when the stage was refused for them."""
+    if result is None:
+        return status
+    update: dict[str, object] = {}
+    if result.data is not None:
+        update["data"] = result.data
+    if result.evaluation is not None:
+        update["evaluation"] = result.evaluation
+        shares = result.evaluation.accuracy
+        share = shares.get("overall", next(iter(shares.values()), None))
+        update["accuracy_text"] = "" if share is None else f"{share:.3f}"
+    if result.model is not None and result.outcome == "done":
+        update["model"] = result.model
+        update["model_text"] = "/".join(filter(None, (result.model.name, result.model.version)))
+    if result.progress is not None:
+        update |= {"progress": result.progress, "progress_text": progress.text(result.progress)}
+    return status.model_copy(update=update)

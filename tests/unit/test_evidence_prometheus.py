@@ -1,0 +1,239 @@
+"""The Prometheus reader against a server on loopback that is slow, empty, wrong, or gone; and what is made of answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from cutover.contract import DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
+from cutover_operator.evidence.ledger import Ledger, Wanted
+from cutover_operator.evidence.prometheus import Prometheus, window_for
+from cutover_operator.evidence.reading import Read, Wish, digest, read_evidence, selectors
+from cutover_operator.evidence.samples import Answer, Series, Unavailable
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+LEDGER = Ledger(uid="u", version="v1", started_at=0.0)
+
+
+class FakePrometheus:
+    """Answers `POST /api/v1/query` with what the test says."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+        self.answer: Handler = self.samples
+        self.series: list[tuple[dict[str, str], list[tuple[float, Any]]]] = []
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        self.queries.append(str(form["query"]))
+        return await self.answer(request)
+
+    async def samples(self, request: web.Request) -> web.StreamResponse:
+        metric = re.split(r"[{\[]", self.queries[-1])[0]
+        rows = [
+            {"metric": labels, "values": [[at, str(value)] for at, value in values]}
+            for labels, values in self.series
+            if labels["__name__"] == metric
+        ]
+        return web.json_response({"status": "success", "data": {"resultType": "matrix", "result": rows}})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakePrometheus]:
+    fake = FakePrometheus()
+    app = web.Application()
+    app.router.add_post("/api/v1/query", fake.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
+    yield fake
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as kept:
+        yield kept
+
+
+def said(status: int, text: str) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=text)
+
+    return handler
+
+
+async def slow(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(5)
+    return web.Response()
+
+
+def document(**data: Any) -> str:
+    return json.dumps({"status": "success", "data": data})
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "words"),
+    [
+        (said(500, "boom"), "HttpError", "500"),
+        (said(400, '{"status":"error","error":"parse error at char 3"}'), "QueryRefused", "parse error"),
+        (said(200, "<html>login</html>"), "BadAnswer", "something else"),
+        (said(200, ""), "BadAnswer", "something else"),
+        (said(200, '{"status":"success"}'), "BadAnswer", "data"),
+        (said(200, "[]"), "BadAnswer", "something else"),
+        (said(200, "[" * 100_000), "BadAnswer", "something else"),
+        (said(200, document(resultType="vector", result=[])), "BadAnswer", "raw samples"),
+        (
+            said(200, document(resultType="matrix", result=[{"metric": {}, "values": [[1, "x"]]}])),
+            "BadAnswer",
+            "x",
+        ),
+        (said(302, ""), "HttpError", "302"),
+        (slow, "TimedOut", "no answer within"),
+    ],
+)
+async def test_every_failure_is_a_value_with_words(
+    server: FakePrometheus, session: aiohttp.ClientSession, handler: Handler, kind: str, words: str
+) -> None:
+    server.answer = handler
+    result = await Prometheus(session, timeout_seconds=0.5).read(server.url, "m", 120)
+    assert isinstance(result, Unavailable)
+    assert result.kind == kind
+    assert words in result.message
+
+
+async def test_a_server_that_is_gone_is_unreachable(session: aiohttp.ClientSession) -> None:
+    result = await Prometheus(session).read("http://127.0.0.1:1", "m", 120)
+    assert isinstance(result, Unavailable)
+    assert result.kind == "Unreachable"
+
+
+async def test_rollouts_share_one_query_per_metric(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    server.series = [({"__name__": "m", "rollout": "a"}, [(1.0, 3)])]
+    reader = Prometheus(session)
+    answers = await asyncio.gather(
+        *(reader.read(server.url + "/", "m", 120, max_age_seconds=30) for _ in range(20))
+    )
+    assert server.queries == ["m[120s]"]
+    assert all(a is answers[0] for a in answers)
+    assert isinstance(answers[0], Answer)
+    assert answers[0].of("a")[0].samples == ((1.0, 3.0),)
+    await reader.read(server.url, "m", 300, max_age_seconds=30)
+    assert server.queries == ["m[120s]", "m[300s]"], "a wider window needs its own answer"
+    await reader.read(server.url, "m", 120, max_age_seconds=0)
+    assert len(server.queries) == 3
+
+
+async def test_the_reader_does_not_remember_without_bound(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    reader = Prometheus(session)
+    for index in range(300):
+        await reader.read(server.url, f"m{index}", 120)
+    assert len(reader._kept) <= 256
+
+
+def test_the_window_always_covers_the_time_since_the_checkpoint() -> None:
+    assert window_for(0) == 120
+    assert window_for(300) == 600
+    assert window_for(1e9) == 21600
+
+
+# ---------------------------------------------------------------- what is made of the answers
+def wish(url: str = "http://p", **changes: Any) -> Wish:
+    return Wish(url=url, gateway="assessor", wanted=Wanted("r", "v1", edges=(2.0, 0.5)), **changes)
+
+
+def series_of(now: float, value: Any = 5, rollout: str = "r", gateway: str = "assessor") -> list[Any]:
+    own = {"gateway": gateway, "rollout": rollout, "arm": "candidate", "version": "v1", "instance": "a"}
+    return [
+        ({"__name__": ROUTE_GENERATION, "gateway": gateway, "instance": "a"}, [(now - 15, 1), (now, 1)]),
+        ({"__name__": REQUESTS, **own, "outcome": "ok"}, [(now - 15, 0), (now, value)]),
+    ]
+
+
+async def read(server: FakePrometheus, session: aiohttp.ClientSession, ledger: Ledger = LEDGER) -> Read:
+    return await read_evidence(Prometheus(session), wish(server.url), ledger, time.time())
+
+
+async def test_good_samples_are_counted(server: FakePrometheus, session: aiohttp.ClientSession) -> None:
+    server.series = series_of(time.time())
+    found = await read(server, session)
+    assert found.metrics is None
+    assert found.current.total("requests/candidate/ok") == 5
+    assert found.scraped_replicas == 1
+    assert found.requests_per_second == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("series", "kind", "words"),
+    [
+        (lambda now: [], "NoSeries", "does not scrape the gateway"),
+        (lambda now: series_of(now, gateway="other"), "NoSeries", "does not scrape the gateway"),
+        (lambda now: series_of(now, rollout="other"), "NoSeries", "no series"),
+        (lambda now: series_of(now - 300), "Stale", "newest sample"),
+        (lambda now: series_of(now, value="NaN"), "BadAnswer", "no counts"),
+        (lambda now: series_of(now, value="+Inf"), "BadAnswer", "no counts"),
+        (lambda now: series_of(now, value=-4), "BadAnswer", "no counts"),
+    ],
+)
+async def test_what_was_not_seen_is_unavailable_never_zero(
+    server: FakePrometheus,
+    session: aiohttp.ClientSession,
+    series: Callable[[float], list[Any]],
+    kind: str,
+    words: str,
+) -> None:
+    server.series = series(time.time())
+    found = await read(server, session)
+    assert found.metrics is not None
+    assert (found.metrics.kind, found.current) == (kind, LEDGER)
+    assert words in found.metrics.message
+
+
+async def test_staleness_is_judged_by_the_servers_own_clock(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    """An operator whose clock is an hour ahead still reads fresh samples as fresh."""
+    server.series = series_of(time.time())
+    found = await read_evidence(Prometheus(session), wish(server.url), LEDGER, time.time() + 3600)
+    assert found.metrics is None
+
+
+def test_labels_that_went_away_are_unavailable_and_labels_never_seen_are_not() -> None:
+    now = 1000.0
+    base: dict[str, Answer | Unavailable] = {
+        labels["__name__"]: Answer((Series(labels, [(at, float(v)) for at, v in values]),), now)
+        for labels, values in series_of(now)
+    }
+    base[LABELS_MATURED] = Answer((), now)
+    assert digest(base, wish(), LEDGER).labels is None
+    known = Ledger(uid="u", version="v1", started_at=0.0, totals={"labels/candidate/overall/right": 3.0})
+    gone = digest(base, wish(), known)
+    assert gone.labels is not None
+    assert gone.metrics is None
+    base[LABELS_MATURED] = Unavailable("HttpError", "answered 500")
+    assert digest(base, wish(), LEDGER).labels == base[LABELS_MATURED]
+
+
+def test_selectors_match_both_ways_of_writing_an_edge() -> None:
+    text = selectors(wish())[DURATION]
+    pattern = re.search(r'le=~"([^"]+)"', text)
+    assert pattern is not None
+    matcher = re.compile(pattern.group(1).replace("\\\\", "\\"))
+    for edge in ("2", "2.0", "0.5", "+Inf"):
+        assert matcher.fullmatch(edge), edge
+    for edge in ("20", "20.0", "200", "0x5", "5"):
+        assert not matcher.fullmatch(edge), edge

@@ -1,0 +1,86 @@
+"""Whole events from raw samples, whatever the windows, the order and the restarts."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from cutover_operator.evidence.samples import (
+    Series,
+    growth,
+    per_second,
+    scrape_interval,
+    series_id,
+    stale_after_seconds,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+STEPS = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=40)
+
+
+def counter(steps: list[tuple[int, bool]]) -> tuple[list[tuple[float, float]], int]:
+    """Samples of a counter that is restarted where the flag says so, and what it really counted."""
+    samples, value, whole = [], 0, 0
+    for index, (added, restarted) in enumerate(steps):
+        if restarted and value > added:
+            value = 0
+        value += added
+        whole += added
+        samples.append((1000.0 + 15 * index, float(value)))
+    return samples, whole
+
+
+@given(STEPS)
+def test_every_event_is_counted_once(steps: list[tuple[int, bool]]) -> None:
+    samples, whole = counter(steps)
+    assert growth(samples, None).added == whole
+
+
+@given(STEPS, st.data())
+def test_windows_order_and_repetition_do_not_matter(
+    steps: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    samples, whole = counter(steps)
+    added, last = 0.0, None
+    at = 0
+    while at < len(samples):
+        size = data.draw(st.integers(1, 10))
+        overlap = data.draw(st.integers(0, 5))
+        window = samples[max(0, at - overlap) : at + size]
+        random.Random(at).shuffle(window)
+        grown = growth(window + window[:1], last)
+        added, last = added + grown.added, grown.last
+        at += size
+    assert added == whole
+
+
+def test_values_no_counter_can_have_are_refused_and_reported() -> None:
+    grown = growth([(1, 5.0), (2, math.nan), (3, math.inf), (4, -3.0), (5, 9.0)], None)
+    assert (grown.added, grown.refused, grown.resets) == (9.0, 3, 0)
+    nothing = growth([(6, math.nan)], grown.last)
+    assert (nothing.added, nothing.last) == (0.0, (5, 9.0))
+
+
+def test_a_reset_counts_what_came_after_it() -> None:
+    grown = growth([(1, 100.0), (2, 30.0), (3, 31.0)], (0.0, 90.0))
+    assert (grown.added, grown.resets) == (41.0, 1)
+
+
+def test_a_series_is_known_by_its_labels_not_by_their_order() -> None:
+    assert series_id("m", {"a": "1", "b": "2"}) == series_id("m", {"b": "2", "a": "1"})
+    assert series_id("m", {"a": "1"}) != series_id("m", {"a": "2"})
+
+
+def test_staleness_follows_the_scrape_interval_within_bounds() -> None:
+    fast = Series({}, [(0, 0), (2, 1), (4, 1)])
+    assert scrape_interval([fast]) == 2
+    assert stale_after_seconds(2) == 15
+    assert stale_after_seconds(30) == 90
+    assert stale_after_seconds(600) == 180
+    assert stale_after_seconds(scrape_interval([Series({}, [(0, 0)])])) == 120
+
+
+def test_rate_uses_the_samples_distance_and_says_nothing_about_one_sample() -> None:
+    assert per_second([Series({}, [(0, 0.0), (10, 50.0)]), Series({"p": "2"}, [(0, 0.0), (10, 10.0)])]) == 6.0
+    assert per_second([Series({}, [(0, 7.0)])]) is None
