@@ -87,7 +87,7 @@ def _evaluation_rows(evaluation: EvaluationSummary | None) -> list[list[str]]:
     rows = []
     for field, share in sorted(evaluation.accuracy.items()):
         before, control = evaluation.accuracy_before.get(field), evaluation.accuracy_control.get(field)
-        note = f"{share:.1%} of {evaluation.n}"
+        note = f"{share:.1%} of {evaluation.examples}"
         if before is not None:
             note += f", base {before:.1%}"
         if control is not None:

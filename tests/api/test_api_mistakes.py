@@ -199,7 +199,7 @@ ROLLOUT_MISTAKES = [
     wrong("prometheus without scheme", {"spec.analysis.prometheus.url": "prometheus:9090"}, "prometheus.url", "https?://"),
     wrong("confidence in percent", {"spec.fallback.confidence": 80}, "fallback.confidence", "less than or equal to 1"),
     wrong("confidence as text", {"spec.fallback.confidence": "auto"}, "fallback.confidence", "must be of type number"),
-    wrong("fallback on a whim", {"spec.fallback.on": ["mood"]}, "fallback.on[0]", '"error", "timeout"'),
+    wrong("fallback on a whim", {"spec.fallback.when": ["mood"]}, "fallback.when[0]", '"error", "timeout"'),
     wrong("engine unknown", {"spec.serving.engine": "ollama"}, "serving.engine", '"vllm", "tgi"'),
     wrong("tgi with llava", {"spec.candidate": {"model": MODEL}, "spec.serving.engine": "tgi"}, "serving", "llava_next only", "choose engine"),
     wrong("external without an endpoint", {"spec.serving.engine": "external"}, "spec.candidate", "http:// or https://"),

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 from cluster import containers
@@ -28,7 +29,7 @@ CHAINS = re.compile(r"(^:|-A |-j |-g )(KUBE|CNI)-")
 
 def anything_left() -> bool:
     """Whether there is something to take away."""
-    return NODE.exists() or RUN.exists() or bool(_strays() or _mounts() or _cgroups()) or _bridge().exists()
+    return NODE.exists() or RUN.exists() or bool(_strays() or _mounts() or _cgroups()) or _bridge()
 
 
 def everything() -> None:
@@ -36,7 +37,8 @@ def everything() -> None:
     daemons = [Daemon(name, RUN, NODE / "logs") for name in ORDER]
     together(*(daemon.kill for daemon in daemons))
     _end_pods()
-    containers.clear()
+    if containers.DAEMON.pid():  # without it each question would only wait for an answer
+        containers.clear()
     for name in ("containerd", "registry"):
         Daemon(name, RUN, NODE / "logs").stop()
     for pid in _strays():
@@ -146,12 +148,12 @@ def _remove_sockets() -> None:
         Path(file.read_text().removeprefix("unix://")).unlink(missing_ok=True)
 
 
-def _bridge() -> Path:
-    return Path("/sys/class/net") / containers.BRIDGE
+def _bridge() -> bool:
+    return containers.BRIDGE in {name for _, name in socket.if_nameindex()}
 
 
 def _remove_network() -> None:
-    if _bridge().exists():
+    if _bridge():
         run([find("ip") or "ip", "link", "delete", containers.BRIDGE])
     for result in CNI_RESULTS.glob("cutover-*"):
         sandbox = result.name.split("-")[1]

@@ -45,7 +45,7 @@ def summary(
         "=== Cutover demo: summary",
         f"model              {status.get('modelText', '')}, {status.get('gpuHours', '')} GPU-hours",
         f"damageType         before {share(before)} (chance 0.125), after {share(after)}, GPT-4 stand-in {share(control)}"
-        f" on {evaluation.get('n', 0)} test pictures",
+        f" on {evaluation.get('examples', 0)} test pictures",
     ]
     for act in acts:
         lines.append(

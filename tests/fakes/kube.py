@@ -90,6 +90,15 @@ def _custom_map_lists() -> dict[str, tuple[str, ...]]:
 MAP_LISTS |= _custom_map_lists()
 
 
+def clone(value: Any) -> Any:
+    """A copy of what JSON can hold; several times faster than a deep copy."""
+    if isinstance(value, dict):
+        return {key: clone(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [clone(child) for child in value]
+    return value
+
+
 class FakeKube:
     """`port.Kube`. Write as somebody else with `as_user`."""
 
@@ -99,7 +108,7 @@ class FakeKube:
         self.logs: dict[tuple[str, str], str] = {}
         self._owned: dict[tuple[Ident, str, str], set[FieldPath]] = {}
         self._watchers: list[Callable[[Change], None]] = []
-        self._versions = itertools.count(1)
+        self._counter = [0]
         self._uids = itertools.count(1)
         self._manager = FIELD_MANAGER
 
@@ -110,24 +119,34 @@ class FakeKube:
         other._manager = manager
         return other
 
+    @property
+    def version(self) -> int:
+        """Grows with every change of anything."""
+        return self._counter[0]
+
     def watch(self, seen: Callable[[Change], None]) -> None:
         self._watchers.append(seen)
 
     def all(self, resource: Resource, namespace: str | None = None) -> list[Object]:
-        return [
-            copy.deepcopy(obj)
-            for (kind, space, _), obj in sorted(self.objects.items(), key=lambda item: item[0][1:])
-            if kind == resource and namespace in (None, space)
+        return [clone(obj) for obj in self.each(resource, namespace)]
+
+    def each(self, resource: Resource, namespace: str | None = None) -> list[Object]:
+        """The objects themselves, to be looked at only."""
+        found = [
+            (ident[1:], obj)
+            for ident, obj in self.objects.items()
+            if ident[0] == resource and namespace in (None, ident[1])
         ]
+        return [obj for _, obj in sorted(found, key=lambda item: item[0])]
 
     def peek(self, resource: Resource, namespace: str, name: str) -> Object:
-        return copy.deepcopy(self.objects[resource, namespace, name])
+        return clone(self.objects[resource, namespace, name])
 
     def set_status(self, resource: Resource, namespace: str, name: str, status: dict[str, Any]) -> Object:
         """Play a controller: replace the whole status of an object."""
         ident = (resource, namespace, name)
-        new = copy.deepcopy(self.objects[ident])
-        new["status"] = copy.deepcopy(status)
+        new = clone(self.objects[ident])
+        new["status"] = clone(status)
         return self._store(ident, new, "controller")
 
     def edit(
@@ -140,7 +159,7 @@ class FakeKube:
     ) -> Object:
         """Play a user: change an object in place (spec edits move the generation)."""
         ident = (resource, namespace, name)
-        new = copy.deepcopy(self.objects[ident])
+        new = clone(self.objects[ident])
         change(new)
         return self._store(ident, new, by)
 
@@ -156,13 +175,13 @@ class FakeKube:
 
     # -------------------------------------------------------------- port.Kube
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
-        return copy.deepcopy(self.objects.get((resource, namespace, name)))
+        return clone(self.objects.get((resource, namespace, name)))
 
     async def list(self, resource: Resource, namespace: str | None, label_selector: str = "") -> list[Object]:
         wants = [_requirement(part) for part in label_selector.split(",") if part.strip()]
         return [
-            obj
-            for obj in self.all(resource, namespace)
+            clone(obj)
+            for obj in self.each(resource, namespace)
             if all(want(obj["metadata"].get("labels") or {}) for want in wants)
         ]
 
@@ -177,9 +196,9 @@ class FakeKube:
         live = self._live(ident, obj)
         if not obj["metadata"].get("resourceVersion"):
             raise Invalid(422, "metadata.resourceVersion: must be specified for an update")
-        new = copy.deepcopy(obj)
+        new = clone(obj)
         if ident[0] not in NO_STATUS:
-            new["status"] = copy.deepcopy(live.get("status", {}))
+            new["status"] = clone(live.get("status", {}))
             if not new["status"]:
                 del new["status"]
         for name in ("uid", "creationTimestamp", "generation", "deletionTimestamp"):
@@ -218,7 +237,7 @@ class FakeKube:
             raise Conflict(409, f"{resource.plural} {name!r}: the uid in the precondition does not match")
         if live["metadata"].get("finalizers"):
             if "deletionTimestamp" not in live["metadata"]:
-                new = copy.deepcopy(live)
+                new = clone(live)
                 new["metadata"]["deletionTimestamp"] = _time(self.clock())
                 self._store(ident, new, self._manager)
             return
@@ -255,7 +274,7 @@ class FakeKube:
     def _apply(self, ident: Ident, obj: Object, subresource: str) -> Object:
         live = self._live(ident, obj)
         intent = (
-            {"status": copy.deepcopy(obj.get("status", {}))}
+            {"status": clone(obj.get("status", {}))}
             if subresource
             else _intent(obj, drop_status=ident[0] not in NO_STATUS)
         )
@@ -265,7 +284,7 @@ class FakeKube:
         others = set().union(
             *(paths for key, paths in self._owned.items() if key[0] == ident and key != mine)
         )
-        new = copy.deepcopy(live)
+        new = clone(live)
         # An item of a list goes before its own parts, by which it is found.
         for path in sorted(before - now - others, key=len):
             _remove_path(new, path)
@@ -282,21 +301,23 @@ class FakeKube:
         if live is not None:
             new["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
             if new == live:
-                return copy.deepcopy(live)
+                return clone(live)
             if new.get("spec") != live.get("spec"):
                 new["metadata"]["generation"] = live["metadata"].get("generation", 0) + 1
-        new["metadata"]["resourceVersion"] = str(next(self._versions))
+        self._counter[0] += 1
+        new["metadata"]["resourceVersion"] = str(self.version)
         self.objects[ident] = new
         if "deletionTimestamp" in new["metadata"] and not new["metadata"].get("finalizers"):
             self._remove(ident)
         else:
-            self._tell(Change("ADDED" if live is None else "MODIFIED", ident[0], copy.deepcopy(new), by))
-        return copy.deepcopy(new)
+            self._tell(Change("ADDED" if live is None else "MODIFIED", ident[0], clone(new), by))
+        return clone(new)
 
     def _remove(self, ident: Ident) -> None:
         gone = self.objects.pop(ident)
         for key in [key for key in self._owned if key[0] == ident]:
             del self._owned[key]
+        self._counter[0] += 1
         self._tell(Change("DELETED", ident[0], gone, self._manager))
         uid = gone["metadata"]["uid"]
         for other, obj in list(self.objects.items()):
@@ -318,7 +339,7 @@ def _time(moment: datetime) -> str:
 
 def _intent(obj: Object, *, drop_status: bool) -> Object:
     """What the sender says about the object, without what identifies it."""
-    intent = copy.deepcopy(obj)
+    intent = clone(obj)
     if drop_status:
         intent.pop("status", None)
     for name in ("resourceVersion", "uid", "managedFields", "creationTimestamp", "generation"):
@@ -405,13 +426,13 @@ def _merge(target: dict[str, Any], intent: dict[str, Any], _: str) -> None:
             for item in value:
                 match = known.get(_key_of(key, item))
                 if match is None:
-                    old.append(copy.deepcopy(item))
+                    old.append(clone(item))
                 else:
                     _merge(match, item, "")
         elif key in SETS and isinstance(old, list):
             old += [item for item in value if item not in old]
         else:
-            target[key] = copy.deepcopy(value)
+            target[key] = clone(value)
 
 
 def _remove_path(target: Any, path: FieldPath) -> None:

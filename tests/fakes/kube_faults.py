@@ -6,12 +6,13 @@ it, as nothing survives a kill.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
+
+from fakes.kube import clone
 
 WRITES = frozenset({"create", "replace", "apply", "apply_status", "delete"})
 
@@ -90,9 +91,9 @@ class FaultyKube:
         key = (verb, resource, *rest)
         if key in self._last and self._last[key] != answer:
             self._old[key] = self._last[key]
-        self._last[key] = copy.deepcopy(answer)
+        self._last[key] = clone(answer)
         if key in self._old and self.stale(verb, resource, str(rest[-1])):
-            return copy.deepcopy(self._old[key])
+            return clone(self._old[key])
         return answer
 
 

@@ -47,7 +47,12 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     with (folder / "mlflow.log").open("wb") as log:
         # Its own session: the server starts workers that end with it.
         process = subprocess.Popen(
-            [*command, *storage], cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **SETTINGS}
+            [*command, *storage],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, **SETTINGS},
         )
     try:
         _wait(url, process, folder)

@@ -103,6 +103,7 @@ class Town:
         self.kube = FakeKube(lambda: self.clock)
         self.next_pass_at = self.clock
         self._seen: dict[str, int] = {}
+        self._passed_at = 0
         self.restart(self.kube)
 
     def restart(self, kube: Kube) -> None:
@@ -156,10 +157,13 @@ class Town:
         """Time passes, pods live, and the operator is called if it asked for it or something changed."""
         self.clock += timedelta(seconds=seconds)
         changed = self.play()
+        # An edit by the test is a change as well.
+        changed = changed or self.kube.version != self._passed_at
         if changed or self.clock >= self.next_pass_at:
             await self.run_pass()
 
     async def run_pass(self) -> None:
+        self._passed_at = self.kube.version
         try:
             again = await self.loop.run_pass(KEY)
         except (Conflict, KubeError):
@@ -188,20 +192,18 @@ class Town:
     # -------------------------------------------------------------- Kubernetes
     def play(self) -> bool:
         """One round of the Job controller and the kubelet; whether anything changed."""
-        before = [obj["metadata"]["resourceVersion"] for obj in self.kube.all(JOBS) + self.kube.all(PODS)]
-        for pod in self.kube.all(PODS):
+        before = self.kube.version
+        for pod in self.kube.each(PODS):
             self._live(pod)
-        for job in self.kube.all(JOBS):
+        for job in self.kube.each(JOBS):
             self._control(job)
-        return before != [
-            obj["metadata"]["resourceVersion"] for obj in self.kube.all(JOBS) + self.kube.all(PODS)
-        ]
+        return self.kube.version != before
 
     def _control(self, job: Object) -> None:
         meta = job["metadata"]
         if job.get("status", {}).get("conditions"):
             return
-        pods = [pod for pod in self.kube.all(PODS) if pod["metadata"]["labels"][LABEL_JOB] == meta["name"]]
+        pods = [pod for pod in self.kube.each(PODS) if pod["metadata"]["labels"][LABEL_JOB] == meta["name"]]
         if not pods and not job.get("status", {}).get("active"):
             self._start(job)
         elif not pods:

@@ -256,3 +256,10 @@ def test_tables_are_complete() -> None:
     for rules in RULES.values():
         for rule in rules:
             assert repr(rule.message)[1:-1] in seen, f"no kind uses: {rule.message}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_field_is_a_word_that_yaml_reads_as_a_boolean(kind: crdgen.Kind) -> None:
+    """kubectl reads YAML 1.1: a bare key `on` or `n` reaches the API server as "true" or "false"."""
+    names = {path.rsplit(".", 1)[-1].removesuffix("[]").lower() for path, _ in nodes(kind)}
+    assert names.isdisjoint({"y", "n", "yes", "no", "on", "off", "true", "false"})

@@ -230,7 +230,7 @@ def test_a_run_shows_stages_data_and_accuracy() -> None:
             ],
             "data": {"rows": 12000, "train": 9600, "validation": 1200, "test": 1200, "controlAccuracy": 0.87},
             "evaluation": {
-                "n": 1200,
+                "examples": 1200,
                 "accuracy": {"damageType": 0.941},
                 "accuracyBefore": {"damageType": 0.3},
                 "accuracyControl": {"damageType": 0.87},

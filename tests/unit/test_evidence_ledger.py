@@ -161,6 +161,15 @@ def test_marks_tell_what_happened_in_a_step_and_forget_crashed_attempts() -> Non
     assert before <= again.total("requests/candidate/ok")
 
 
+def test_a_replaced_mark_never_leaves_the_tests_without_a_beginning() -> None:
+    ledger = NEW.with_mark(0.0, 0).with_mark(1.0, 1).after_incident(2.0)
+    assert (ledger.fresh_from, ledger.incidents) == (3, 1)
+    again = ledger.with_mark(3.0, 1)
+    assert again.epochs(again.fresh_from) != []
+    assert ledger.rolled_incident(9.0).incidents == 1
+    assert ledger.rolled_incident(9.0).marks[-1].at == 9.0
+
+
 def test_a_fresh_start_forgets_counts_but_counts_no_sample_twice() -> None:
     series = town(2)
     ledger = fold(NEW, window(series, 0, 200), WANTED)

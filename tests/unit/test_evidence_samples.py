@@ -8,6 +8,7 @@ import random
 from cutover_operator.evidence.samples import (
     Series,
     growth,
+    merged,
     per_second,
     scrape_interval,
     series_id,
@@ -84,3 +85,15 @@ def test_staleness_follows_the_scrape_interval_within_bounds() -> None:
 def test_rate_uses_the_samples_distance_and_says_nothing_about_one_sample() -> None:
     assert per_second([Series({}, [(0, 0.0), (10, 50.0)]), Series({"p": "2"}, [(0, 0.0), (10, 10.0)])]) == 6.0
     assert per_second([Series({}, [(0, 7.0)])]) is None
+
+
+def test_a_target_scraped_twice_is_one_counter() -> None:
+    own = {"rollout": "r", "instance": "10.0.0.1:9090", "pod": "gw-0"}
+    twice = [
+        Series({**own, "job": "a"}, [(1, 5.0), (3, 9.0)]),
+        Series({**own, "job": "b"}, [(2, 6.0), (4, 10.0)]),
+    ]
+    assert [growth(s.samples, None).added for s in merged(twice)] == [10.0]
+    apart = [Series({**own, "pod": p}, [(1, 5.0)]) for p in ("gw-0", "gw-1")]
+    assert len(merged(apart)) == 2
+    assert len(merged([Series({"job": "a"}, [(1, 1.0)]), Series({"job": "b"}, [(1, 1.0)])])) == 2

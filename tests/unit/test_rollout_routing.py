@@ -110,6 +110,8 @@ def test_the_generation_moves_with_the_content_only() -> None:
     assert next_generation(stored, 4, other) == 5
     assert next_generation(stored, 5, other) == 5, "promised in status, seen by nobody yet"
     assert next_generation(stored, 5, first) == 5
+    assert next_generation(stored, 5, other, seen=5) == 6, "a gateway reports it: it is known"
+    assert next_generation(None, 5, other, seen=5) == 6
     assert next_generation(stored, 3, other) == 5, "somebody else wrote in between"
 
 
@@ -148,14 +150,14 @@ def test_what_the_chart_put_on_the_config_map_stays() -> None:
         "data": {"note": "kept"},
     }
     route = render(spec_of(), GATEWAY, position(), 2)
-    made = config_map(current, "claims", "assessor", route, "uid")
+    made = config_map(current, "claims", "assessor", route, ("cut", "uid"))
     assert made["metadata"]["resourceVersion"] == "5"
     assert made["metadata"]["labels"]["helm.sh/chart"] == "cutover"
     assert made["data"]["note"] == "kept"
     assert "managedFields" not in made["metadata"]
-    assert holder_of(made) == "uid"
+    assert holder_of(made) == ("cut", "uid")
     assert read_route(made) == route
-    fresh = config_map(None, "claims", "assessor", route, "uid")
+    fresh = config_map(None, "claims", "assessor", route, ("cut", "uid"))
     assert fresh["metadata"]["name"] == "assessor-route"
     assert "resourceVersion" not in fresh["metadata"]
 

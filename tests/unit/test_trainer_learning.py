@@ -261,7 +261,7 @@ def test_all_stages_teach_the_base_what_damage_looks_like(tmp_path: Path) -> Non
     assert "wanted 0.999" in result.message
     assert "crack" not in result.message
     assert result.evaluation is not None
-    assert result.evaluation.n == 80
+    assert result.evaluation.examples == 80
 
 
 def test_the_base_is_a_real_llava() -> None:

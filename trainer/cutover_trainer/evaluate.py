@@ -80,7 +80,7 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     control = [Judged(examples[number].truth, examples[number].control) for number in compared]
 
     summary = EvaluationSummary(
-        n=len(examples),
+        examples=len(examples),
         accuracy=accuracy(task, adapter),
         accuracy_before=accuracy(task, base),
         accuracy_control=accuracy(task, control),
@@ -114,14 +114,14 @@ def _reached(
     task: Task, gate: EvaluationGate, summary: EvaluationSummary, judged: Sequence[Judged]
 ) -> tuple[str, float, int]:
     if gate.metric == "jsonValidity":
-        return "jsonValidity", summary.json_validity or 0.0, summary.n
+        return "jsonValidity", summary.json_validity or 0.0, summary.examples
     if gate.metric == "accuracy":
         field = gate.field or FIELD_OVERALL
         if field not in summary.accuracy:
             raise BadInput(
                 "UnknownGate", f"evaluation.gates: field {field!r} is none of {', '.join(summary.accuracy)}"
             )
-        return f"accuracy of {field}", summary.accuracy[field], summary.n
+        return f"accuracy of {field}", summary.accuracy[field], summary.examples
     field = gate.field or task.decisive_field
     if field not in task.scored_fields or gate.class_ not in task.classes(field):
         raise BadInput(
@@ -220,7 +220,7 @@ def _document(
 
 def _sentence(task: Task, summary: EvaluationSummary) -> str:
     field = task.decisive_field
-    parts = [f"{field} {summary.accuracy[field]:.3f} on {summary.n} test rows"]
+    parts = [f"{field} {summary.accuracy[field]:.3f} on {summary.examples} test rows"]
     if summary.accuracy_before:
         parts.append(f"base {summary.accuracy_before[field]:.3f}")
     if summary.accuracy_control:

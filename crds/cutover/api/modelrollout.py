@@ -226,7 +226,7 @@ class Fallback(ApiModel):
 
     provider: ShortName | None = None
     """Default: the gateway's default provider."""
-    on: Annotated[
+    when: Annotated[
         tuple[Literal["error", "timeout", "invalid", "overload"], ...],
         Field(max_length=4, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = ("error", "timeout", "invalid", "overload")

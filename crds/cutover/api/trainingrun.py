@@ -333,7 +333,7 @@ Shares = Annotated[dict[str, Fraction], Field(max_length=32)]
 class EvaluationSummary(StatusModel):
     """Shares in 0..1 on the test part."""
 
-    n: Count = 0
+    examples: Count = 0
     accuracy: Shares = Field(default_factory=dict)
     """Per answer field, and `overall` for all scored fields right."""
     accuracy_before: Shares = Field(default_factory=dict)

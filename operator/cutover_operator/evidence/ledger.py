@@ -30,6 +30,7 @@ from cutover_operator.evidence.samples import (
     Series,
     growth,
     increments,
+    merged,
     newest_before,
     series_id,
     usable,
@@ -86,6 +87,8 @@ class Ledger:
     version: str
     """Candidate version the evidence is about."""
     started_at: float
+    files: str = ""
+    """Digest of the files the version named when the evidence began."""
     epoch: int = 1
     """Counts fresh starts asked for by `retry`."""
     revision: int = 0
@@ -138,7 +141,8 @@ class Ledger:
                 if m.k not in (1, self.fresh_from, k) and (m.step is None or m.step != current)
             ]
             marks = tuple(m for m in marks if m is not spare[0]) if spare else marks
-        return replace(self, marks=marks)
+        # A mark that was replaced may have been the one a shared incident ended at.
+        return replace(self, marks=marks, fresh_from=min(self.fresh_from, k))
 
     def without_steps(self) -> Ledger:
         """The steps were rewritten: the epochs stay, so that an unwelcome trend is not forgotten by an edit."""
@@ -166,11 +170,12 @@ class Ledger:
         mark = Mark(1, at, step, dict(self.totals))
         return replace(self, marks=(mark,), fresh_from=1, incidents=0, bettor=Bettor())
 
-    def afresh(self, at: float, version: str) -> Ledger:
+    def afresh(self, at: float, version: str, files: str = "") -> Ledger:
         """A fresh start that forgets the counts but not which samples were counted already."""
         return replace(
             self,
             version=version,
+            files=files,
             started_at=at,
             epoch=self.epoch + 1,
             totals={},
@@ -299,7 +304,7 @@ class _Folding:
         """Series of the control, and of the candidate in the version the evidence is about."""
         return [
             s
-            for s in series
+            for s in merged(series)
             if (arm or s.label("arm")) != "candidate" or s.label("version") == self.wanted.version
         ]
 

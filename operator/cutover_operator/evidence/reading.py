@@ -31,6 +31,7 @@ from cutover_operator.evidence.samples import (
     Answer,
     Series,
     Unavailable,
+    merged,
     per_second,
     scrape_interval,
     stale_after_seconds,
@@ -115,16 +116,15 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
     if problem is not None:
         return Read(ledger, problem, labels or problem, 0, None, False)
     replicas = good[ROUTE_GENERATION]
+    own = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
         current=fold(ledger, good, wish.wanted),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(
-            _fresh([s for s in replicas.series if s.label("gateway") == wish.gateway], replicas)
-        ),
-        requests_per_second=per_second(requests),
+        scraped_replicas=len(_fresh(own, replicas)),
+        requests_per_second=per_second(merged(requests)),
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0

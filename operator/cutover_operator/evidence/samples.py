@@ -13,6 +13,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+OWN_LABELS = frozenset(
+    {
+        "gateway",
+        "rollout",
+        "arm",
+        "version",
+        "outcome",
+        "le",
+        "agreement",
+        "reason",
+        "field",
+        "stratum",
+        "result",
+        "score",
+        "instance",
+        "pod",
+    }
+)
+"""Labels our counters carry, and those that tell one target from another."""
+
 Sample = tuple[float, float]
 """(Unix seconds by Prometheus's clock, value)."""
 
@@ -75,6 +95,21 @@ def series_id(metric: str, labels: Mapping[str, str]) -> str:
     """A short name for a series that does not depend on the order of its labels."""
     text = "\x1f".join([metric, *(f"{name}={labels[name]}" for name in sorted(labels))])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def merged(series: Iterable[Series]) -> list[Series]:
+    """One series per counter: a target scraped by two jobs, or by two replicas of Prometheus, is one counter still.
+
+    Counters are told apart by their own labels and the target's `instance` and `pod`; without those by every label.
+    """
+    found: dict[tuple[tuple[str, str], ...], Series] = {}
+    for one in series:
+        named = "instance" in one.labels or "pod" in one.labels
+        labels = {k: v for k, v in one.labels.items() if k in OWN_LABELS} if named else dict(one.labels)
+        key = tuple(sorted(labels.items()))
+        known = found.get(key)
+        found[key] = Series(labels, [*known.samples, *one.samples] if known is not None else one.samples)
+    return list(found.values())
 
 
 def usable(value: float) -> bool:

@@ -31,6 +31,12 @@ class ServedModel:
     adapter_uri: str = ""
     served_name: str = ""
 
+    @property
+    def digest(self) -> str:
+        """Tells whether a version still names the same files."""
+        text = "\x1f".join((self.version, self.base_uri, self.base_revision, self.adapter_uri))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -66,21 +66,11 @@ def confirm(d: Draft) -> bool:
 
 def evidence_lost(d: Draft) -> bool:
     """Without the counts so far there is no verdict; they are never begun again at zero by themselves."""
-    evidence, said = d.world.evidence, d.status.ledger
-    problem = ""
-    if d.ledger is not None and d.ledger_due:
-        return False
-    if evidence.damaged:
-        problem = f"the evidence ledger cannot be read: {evidence.damaged}"
-    elif evidence.stored is None:
-        problem = "the evidence ledger is gone"
-    elif said is not None and evidence.stored.revision < said.revision:
-        problem = f"the evidence ledger is at revision {evidence.stored.revision}, older than {said.revision}"
-    if not problem:
+    if d.ledger is not None:
         d.condition("EvidenceLost", "False", "Complete")
         return False
-    d.ledger = None
-    message = f"{problem}; holding at weight {d.status.weight}%, request retry, abort or promote"
+    problem = d.evidence_problem or "there is no evidence ledger"
+    message = f"{problem}; holding at weight {d.status.weight}%, request retry or abort"
     if d.condition("EvidenceLost", "True", "EvidenceLost", message):
         d.notice("EvidenceLost", message, "Warning")
     d.set(verdict="unavailable")

@@ -57,6 +57,20 @@ def step_title(step: Step) -> str:
     return f"shadow {step.shadow}%" if step.shadow is not None else f"weight {step.weight}%"
 
 
+def _evidence_problem(world: World) -> str:
+    """Why the evidence the status stands on is not there; empty when it is, or when none was ever kept."""
+    evidence, said = world.evidence, world.status.ledger
+    if evidence.damaged:
+        return f"the evidence ledger cannot be read: {evidence.damaged}"
+    if said is None:
+        return ""
+    if evidence.stored is None:
+        return "the evidence ledger is gone"
+    if evidence.stored.revision < said.revision:
+        return f"the evidence ledger is at revision {evidence.stored.revision}, older than {said.revision}"
+    return ""
+
+
 class Draft:
     def __init__(self, world: World, now: datetime) -> None:
         self.world = world
@@ -64,7 +78,8 @@ class Draft:
         self.spec = world.spec
         self.status: ModelRolloutStatus = world.status
         self.conditions: dict[str, Condition] = {c.type: c for c in world.status.conditions}
-        self.ledger: Ledger | None = world.evidence.current
+        self.evidence_problem = _evidence_problem(world)
+        self.ledger: Ledger | None = None if self.evidence_problem else world.evidence.current
         self.ledger_due = False
         self.taking_route = False
         self.finalizer: bool | None = None
@@ -94,7 +109,7 @@ class Draft:
 
     @property
     def holds_route(self) -> bool:
-        return holder_of(self.world.route_map) == self.world.uid
+        return holder_of(self.world.route_map)[1] == self.world.uid
 
     @property
     def step(self) -> Step:
@@ -227,7 +242,11 @@ class Draft:
     def new_ledger(self) -> Ledger:
         version = self.model.version if self.model is not None else self.status.candidate_version
         return Ledger(
-            uid=self.world.uid, version=version, started_at=self.now.timestamp(), control=self._control_wire()
+            uid=self.world.uid,
+            version=version,
+            files=self.model.digest if self.model is not None else "",
+            started_at=self.now.timestamp(),
+            control=self._control_wire(),
         )
 
     def _control_wire(self) -> dict[str, Any] | None:

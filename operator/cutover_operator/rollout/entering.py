@@ -16,6 +16,7 @@ from cutover_operator.rollout.candidate import Refusal
 from cutover_operator.rollout.draft import Draft, parsed, stamp
 from cutover_operator.rollout.routing import first_control, holder_of
 from cutover_operator.rollout.serving import health
+from cutover_operator.rollout.world import Neighbour
 
 DELETION_WAIT = timedelta(seconds=60)
 GIVE_UP_WAIT = timedelta(minutes=10)
@@ -41,6 +42,11 @@ def being_deleted(d: Draft) -> bool:
         d.say("Deleted", "the promoted model keeps the traffic; its pods stay")
         return True
     d.set(weight=0, shadow=0)
+    holder = _holder(d)
+    idle = holder is None or holder.finish in OVER
+    if not d.holds_route and idle and d.world.route is not None and d.world.name in _arms(d):
+        # The control of a rollout that is over leaves: nobody else would take it out of the route in time.
+        d.taking_route = True
     waited = d.now - deleted_at >= DELETION_WAIT
     route = d.world.route
     if d.holds_route:
@@ -70,10 +76,9 @@ def superseded(d: Draft) -> bool:
     """Somebody else holds the gateway now. A promoted model serves on as long as the route names it."""
     if d.holds_route or d.status.phase == "Pending" or d.status.finish not in (None, "Promoted"):
         return False
-    holder = holder_of(d.world.route_map)
+    by, holder = holder_of(d.world.route_map)
     if not holder:
         return False
-    by = next((n.name for n in d.world.rollouts if n.uid == holder), "another rollout")
     if d.promoted and d.world.name in _arms(d):
         d.set(weight=0)
         d.say("IsControl", f"{by} is compared with this model, which serves on as its control")
@@ -137,7 +142,7 @@ def over(d: Draft) -> bool:
 
 def _start_again(d: Draft, order: str) -> None:
     if d.ledger is not None and d.model is not None:
-        d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version).pinned(None)
+        d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version, d.model.digest).pinned(None)
         d.ledger_due = True
     d.set(
         phase="Pending",
@@ -233,7 +238,7 @@ def edited(d: Draft) -> bool:
         )
         d.leave_step("CandidateChanged", message)
         if d.ledger is not None:
-            d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version)
+            d.ledger = d.ledger.afresh(d.now.timestamp(), d.model.version, d.model.digest)
             d.ledger_due = True
         d.set(
             phase="Starting",
@@ -249,6 +254,13 @@ def edited(d: Draft) -> bool:
         d.notice("CandidateChanged", message, "Warning", d.model.version)
         d.again(0.1)
         return True
+    if d.ledger is not None and d.ledger.files not in ("", d.model.digest):
+        d.blocked = Refusal(
+            "CandidateChanged",
+            f"version {d.model.version} names other files than those being tested; give them a version of their own",
+        )
+        d.condition("Stalled", "True", d.blocked.reason, d.blocked.message)
+        return False
     digest = gates.steps_hash(d.spec)
     if d.status.steps_hash in ("", digest):
         return False
@@ -266,6 +278,12 @@ def edited(d: Draft) -> bool:
 
 
 # ---------------------------------------------------------------- the gateway
+def _holder(d: Draft) -> Neighbour | None:
+    """The rollout that holds the route, as long as it exists."""
+    uid = holder_of(d.world.route_map)[1]
+    return next((n for n in d.world.rollouts if n.uid == uid), None)
+
+
 def gateway_wanted(d: Draft) -> bool:
     """Take the gateway, one rollout at a time, by a compare-and-swap on its route."""
     if d.status.phase != "Pending":
@@ -276,8 +294,7 @@ def gateway_wanted(d: Draft) -> bool:
         d.say("Preparing", "the references are in order")
         d.again(0.1)
         return True
-    holder = holder_of(d.world.route_map)
-    other = next((n for n in d.world.rollouts if n.uid == holder), None)
+    other = _holder(d)
     busy = other is not None and other.finish is None and not d.holds_route
     if busy and other is not None and not d.spec.supersede:
         message = (
@@ -313,10 +330,17 @@ def other_orders(d: Draft) -> bool:
     order = d.spec.request
     if order is None or order.id == d.status.handled_request:
         return False
-    if order.action == "retry" and d.condition_is("EvidenceLost", "True") and d.running:
+    lost = d.ledger is None
+    if order.action == "retry" and lost and d.promoted:
+        d.set(handled_request=order.id)
+        d.ledger = d.new_ledger().with_mark(d.now.timestamp(), d.status.step)
+        d.ledger_due = True
+        d.condition("EvidenceLost", "False", "Retried")
+        d.say("RetryRequested", f"watching the promoted model anew (request {order.id})")
+        return True
+    if order.action == "retry" and lost and d.running:
         d.set(handled_request=order.id)
         d.leave_step("Retried", f"request {order.id}")
-        d.ledger = None
         d.enter_step(0)
         d.condition("EvidenceLost", "False", "Retried")
         d.say(
@@ -334,7 +358,7 @@ def other_orders(d: Draft) -> bool:
         refused = d.blocked.message
     elif not health(d.world).all_ready:
         refused = health(d.world).message
-    elif d.ledger is None:
+    elif lost:
         refused = "the evidence is lost; request retry"
     d.set(handled_request=order.id)
     if refused:

@@ -16,7 +16,7 @@ from cutover.contract import (
     rollout_key,
     route_config_map,
 )
-from cutover.route import GatewayConfig
+from cutover.route import GatewayConfig, Route
 from pydantic import ValidationError
 
 from cutover_operator.evidence.ledger import Ledger, LedgerError, Wanted
@@ -37,7 +37,7 @@ from cutover_operator.port import (
 from cutover_operator.rollout.candidate import short_name
 from cutover_operator.rollout.gates import cost_limit, edges, named_gates
 from cutover_operator.rollout.resources import Owner, selector_text
-from cutover_operator.rollout.routing import read_route
+from cutover_operator.rollout.routing import holder_of, read_route
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 
 
@@ -75,11 +75,12 @@ class Watchtower:
             kube.get(DEPLOYMENTS, namespace, child),
             kube.get(SERVICES, namespace, child),
         )
-        rollouts, pods, gateway_pods = await asyncio.gather(
-            kube.list(MODEL_ROLLOUTS, namespace),
+        pods, gateway_pods = await asyncio.gather(
             kube.list(PODS, namespace, selector_text(owner)),
             kube.list(PODS, namespace, f"{LABEL_GATEWAY}={gateway}"),
         )
+        route = read_route(route_map)
+        rollouts = await self._neighbours(owner, route_map, route)
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
@@ -93,8 +94,8 @@ class Watchtower:
             gateway=_gateway_config(config),
             known_gateways=tuple(sorted({str(c["metadata"]["labels"][LABEL_GATEWAY]) for c in known})),
             route_map=route_map,
-            route=read_route(route_map),
-            rollouts=tuple(_neighbour(o) for o in rollouts if o["metadata"]["uid"] != owner.uid),
+            route=route,
+            rollouts=rollouts,
             training_run=training_run,
             deployment=deployment,
             service=service,
@@ -102,6 +103,19 @@ class Watchtower:
             gateways=reports,
             evidence=evidence,
         )
+
+    async def _neighbours(
+        self, owner: Owner, route_map: Object | None, route: Route | None
+    ) -> tuple[Neighbour, ...]:
+        """The rollouts that matter to this one: who holds the gateway, and whose models the route names."""
+        names = {holder_of(route_map)[0]}
+        if route is not None:
+            names |= {arm.name for arm in (route.control, route.candidate) if arm is not None}
+        found = [
+            await self._kube.get(MODEL_ROLLOUTS, owner.namespace, name)
+            for name in sorted(names - {"", owner.name})
+        ]
+        return tuple(_neighbour(obj) for obj in found if obj is not None)
 
     async def _evidence(
         self,

@@ -19,7 +19,7 @@ from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Rout
 from pydantic import ValidationError
 
 HOLDER = "cutover.dev/held-by"
-"""Annotation on the route's ConfigMap: uid of the rollout that may write it."""
+"""Annotation on the route's ConfigMap: `name/uid` of the rollout that may write it."""
 PROBABILITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -49,8 +49,11 @@ def read_route(config_map: dict[str, Any] | None) -> Route | None:
         return None
 
 
-def holder_of(config_map: dict[str, Any] | None) -> str:
-    return str((((config_map or {}).get("metadata") or {}).get("annotations") or {}).get(HOLDER, ""))
+def holder_of(config_map: dict[str, Any] | None) -> tuple[str, str]:
+    """(name, uid) of the rollout that may write the route; empty when nobody took it."""
+    text = str((((config_map or {}).get("metadata") or {}).get("annotations") or {}).get(HOLDER, ""))
+    name, _, uid = text.partition("/")
+    return name, uid
 
 
 def first_control(spec: ModelRolloutSpec, config: GatewayConfig, route: Route | None) -> Arm:
@@ -107,7 +110,7 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
 def _fallback_rules(spec: ModelRolloutSpec, promoted: bool) -> FallbackRules:
     confidence = spec.fallback.confidence
     return FallbackRules(
-        on=spec.fallback.on,
+        on=spec.fallback.when,
         deadline_seconds=spec.fallback.deadline_seconds,
         confidence=confidence if isinstance(confidence, float) else None,
         reverse=spec.fallback.reverse and promoted,
@@ -118,13 +121,13 @@ def same_content(one: Route | None, other: Route) -> bool:
     return one is not None and one.model_copy(update={"generation": other.generation}) == other
 
 
-def next_generation(current: Route | None, committed: int, wanted: Route) -> int:
-    """Generation for the wanted content. `committed` is what status promised: when the route has not reached it, no
-    gateway has seen it, and it may still be used."""
+def next_generation(current: Route | None, committed: int, wanted: Route, seen: int = 0) -> int:
+    """Generation for the wanted content. `committed` is what status promised: when the route has not reached it and no
+    gateway reports it (`seen`), nobody knows it, and it may still be used."""
     reached = current.generation if current is not None else 0
     if same_content(current, wanted) and reached >= committed:
         return reached
-    return committed if reached < committed else reached + 1
+    return committed if max(reached, seen) < committed else max(reached, seen, committed) + 1
 
 
 def label_probability(per_hour: float, requests_per_second: float | None, current: float) -> float:
@@ -141,7 +144,7 @@ def label_probability(per_hour: float, requests_per_second: float | None, curren
 
 
 def config_map(
-    current: dict[str, Any] | None, namespace: str, gateway: str, route: Route, uid: str
+    current: dict[str, Any] | None, namespace: str, gateway: str, route: Route, holder: tuple[str, str]
 ) -> dict[str, Any]:
     """The route's ConfigMap with the new document; whatever else the chart put on it stays."""
     obj: dict[str, Any] = deepcopy(current) if current is not None else {}
@@ -151,7 +154,7 @@ def config_map(
     metadata.setdefault("namespace", namespace)
     metadata.pop("managedFields", None)
     metadata["labels"] = {**(metadata.get("labels") or {}), LABEL_GATEWAY: gateway}
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), HOLDER: uid}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), HOLDER: "/".join(holder)}
     obj["data"] = {
         **(obj.get("data") or {}),
         ROUTE_KEY: json.dumps(route.to_wire(), indent=1, sort_keys=True),

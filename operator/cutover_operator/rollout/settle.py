@@ -83,13 +83,15 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
 
 # ---------------------------------------------------------------- route
 def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
-    if not (draft.holds_route or draft.taking_route):
+    if not (draft.holds_route or draft.taking_route or _must_restore(draft)):
         return
     wanted = _wanted_route(draft)
     if wanted is None:
         return
     world = draft.world
-    generation = routing.next_generation(world.route, draft.status.route_generation, wanted)
+    seen = max((pod.report.generation for pod in world.gateways if pod.report is not None), default=0)
+    generation = routing.next_generation(world.route, draft.status.route_generation, wanted, seen)
+    _notice_strangers(draft)
     wanted = wanted.model_copy(update={"generation": generation})
     draft.set(
         route_generation=generation,
@@ -100,10 +102,33 @@ def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
     if wanted == world.route and draft.holds_route:
         return
     swap = Swap(
-        routing.config_map(world.route_map, world.namespace, draft.spec.gateway_ref, wanted, world.uid)
+        routing.config_map(
+            world.route_map, world.namespace, draft.spec.gateway_ref, wanted, (world.name, world.uid)
+        )
     )
     (before if draft.taking_route else after).append(swap)
     draft.again(min(OUT_OF_SYNC_SECONDS, draft.interval_seconds))
+
+
+def _must_restore(draft: Draft) -> bool:
+    """The route's ConfigMap is gone, or nobody's any more, under a rollout that is under way."""
+    nobody = routing.holder_of(draft.world.route_map)[1] == ""
+    under_way = draft.status.phase in ("Starting", *RUNNING) or draft.promoted
+    return nobody and under_way and draft.world.deleted_at is None
+
+
+def _notice_strangers(draft: Draft) -> None:
+    """Say when somebody else moved the weight; it is put back by the same pass."""
+    route, before = draft.world.route, draft.world.status
+    if route is None or route.rollout != draft.key or route.generation < before.route_generation:
+        return
+    if route.weight_basis_points != before.weight * 100 and draft.status.weight == before.weight:
+        draft.notice(
+            "RouteEdited",
+            f"the route said {route.weight_basis_points / 100:g}% instead of {before.weight}%; it is put back",
+            "Warning",
+            str(route.generation),
+        )
 
 
 def _wanted_route(draft: Draft) -> Route | None:
@@ -187,7 +212,9 @@ def _children(draft: Draft, after: list[Action]) -> None:
     if draft.orphan_children:
         after.extend(Apply(obj) for obj in wanted)
     elif draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
-        same_model = draft.status.candidate_version in ("", draft.model.version)
+        same_model = draft.status.candidate_version in ("", draft.model.version) and (
+            draft.ledger is None or draft.ledger.files in ("", draft.model.digest)
+        )
         for obj, live in zip(wanted, (world.deployment, world.service), strict=True):
             if same_model and not resources.contains(live, obj):
                 after.append(Apply(obj))
@@ -233,10 +260,5 @@ def _columns(draft: Draft) -> None:
     draft.condition(
         "Ready", "True" if ready else "False", draft.status.reason or draft.status.phase, draft.status.message
     )
-    if not draft.condition_is("Stalled", "True") or draft.blocked is None:
-        _unstall(draft)
-
-
-def _unstall(draft: Draft) -> None:
     if draft.blocked is None and draft.status.phase != "Pending":
         draft.condition("Stalled", "False", "NotStalled")

@@ -24,7 +24,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another ModelRollout of the namespace."""
+    """Another ModelRollout that holds the gateway or serves behind its route."""
 
     name: str
     uid: str

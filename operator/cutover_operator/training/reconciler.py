@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 
 import yaml
 from cutover.api.trainingrun import Progress, TrainingRun
@@ -70,13 +71,12 @@ class TrainingReconciler:
         if text is None:
             what = f"has no key {wanted.key!r}" if found else f"does not exist in namespace {namespace}"
             return NoTask("TaskNotFound", f"spec.task: ConfigMap {wanted.config_map!r} {what}; create it")
-        where = f"spec.task: ConfigMap {wanted.config_map!r}, key {wanted.key!r}"
-        try:
-            return Task.model_validate(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            return NoTask("TaskInvalid", f"{where} is not YAML: {' '.join(str(error).split())}"[:1000])
-        except ValidationError as error:
-            return NoTask("TaskInvalid", f"{where}: {_first(error)}")
+        parsed = _parsed(text)
+        if isinstance(parsed, Task):
+            return parsed
+        return NoTask(
+            "TaskInvalid", f"spec.task: ConfigMap {wanted.config_map!r}, key {wanted.key!r}: {parsed}"
+        )
 
     async def _progress(self, namespace: str, pods: list[PodSeen], now: datetime) -> Progress | None:
         pod = next((pod for pod in pods if pod.running and pod.delete_by is None), None)
@@ -95,6 +95,17 @@ class TrainingReconciler:
         said = progress.latest(log, pod.stage) or known
         self._readings[pod.uid] = (now, said)
         return said
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Task | str:
+    """The document, or what is wrong with it. Kept, because every pass asks."""
+    try:
+        return Task.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        return f"not YAML: {' '.join(str(error).split())}"[:1000]
+    except ValidationError as error:
+        return _first(error)
 
 
 def _owned(obj: dict[str, object], uid: str) -> bool:

@@ -25,7 +25,6 @@ CONFIG_FILE = "adapter_config.json"
 class Adapted:
     model: Any
     modules: int
-    rank: int
 
 
 def apply_adapter(model: Any, folder: Path) -> Adapted:
@@ -57,7 +56,7 @@ def apply_adapter(model: Any, folder: Path) -> Adapted:
             f"adapter {folder.name} holds {pairs} LoRA pairs, {modules} modules are adapted",
         )
     adapted.set_adapter("default")
-    return Adapted(adapted.eval(), modules, int(getattr(config, "r", 0)))
+    return Adapted(adapted.eval(), modules)
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
