@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cluster import builds, packages, plane
-from cluster.api import Api
+from cluster.api import Api, ApiError
 from cluster.daemons import Daemon
 from cluster.pki import Authority
 from cluster.steps import wait_until
@@ -67,7 +67,7 @@ class ControlPlane:
         def ready() -> bool:
             if self._apiserver.pid() is None:
                 raise RuntimeError(f"the API server ended at its start:\n{self._apiserver.tail()}")
-            return api.ready()
+            return api.ready() and _has_default_namespace(api)
 
         wait_until("the API server is ready", ready, seconds, every=0.05)
 
@@ -80,6 +80,14 @@ class ControlPlane:
         with contextlib.suppress(TimeoutError):
             self._apiserver.kill()
         self._etcd.stop()
+
+
+def _has_default_namespace(api: Api) -> bool:
+    """It is made after the server calls itself ready, and a test's first object usually goes there."""
+    try:
+        return bool(api.get("api/v1/namespaces/default"))
+    except ApiError:
+        return False
 
 
 def _free_ports(count: int) -> list[int]:

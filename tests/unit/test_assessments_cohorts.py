@@ -22,7 +22,7 @@ from cutover_server.assessments.labelling import UnknownAssessment, give_feedbac
 from cutover_server.assessments.schema import label_totals, maturities, metadata, satisfaction_totals
 from fakes.assessments_service import START, TASK, MovableClock, answer, record
 from fakes.postgres_server import new_database
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, inspect, select
 
@@ -177,8 +177,20 @@ async def play(database: Database, events: list[tuple[str, Any]]) -> None:
     assert await totals(database) == settled
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(events=EVENTS)
+@example(events=[("record", "r0"), ("step", 130.0), ("shadow", "r0")])  # too late, though before its turn
+@example(events=[("step", 130.0), ("both", "r0"), ("shadow", "r1")])  # late as a whole: counted
+@example(events=[("shadow", "r0"), ("step", 130.0), ("tick", None), ("record", "r0")])
+@example(
+    events=[
+        ("record", "r0"),
+        ("label", ("r0", "ann", "leak", "low")),
+        ("step", 130.0),
+        ("label", ("r0", "ann", "crack", "low")),
+        ("label", ("r0", "bob", "crack", "low")),
+    ]
+)
 def test_any_order_and_duplication_of_events_gives_the_totals_of_the_rules(
     migrated: Path, events: list[tuple[str, Any]]
 ) -> None:

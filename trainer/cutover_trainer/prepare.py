@@ -77,6 +77,12 @@ def _check_settings(config: StageConfig) -> None:
             f"dataset.split: train {split.train}, validation {split.validation}, test {split.test} add up to {total:g}; "
             "they must add up to 1, with train and test above 0",
         )
+    compute = config.spec.compute
+    if compute.gpus * compute.nodes > 1:
+        raise BadInput(
+            "SeveralGpus",
+            f"compute.gpus: {compute.gpus} on {compute.nodes} nodes; a run is trained on one GPU: set gpus and nodes to 1",
+        )
     if config.spec.dataset.synthetic is not None:
         raise BadInput(
             "SyntheticUnsupported", "dataset.synthetic: made-up rows are not supported; remove the field"
