@@ -40,6 +40,7 @@ class Chronicle:
         self.generation = 0
         self.revision = 0
         self.steps: list[tuple[int, int]] = []
+        self.town = town
         town.kube.watch(self.saw)
 
     def saw(self, change: Change) -> None:
@@ -48,6 +49,8 @@ class Chronicle:
             route = json.loads(obj["data"][ROUTE_KEY])
             generation = route.pop("generation")
             text = json.dumps(route, sort_keys=True)
+            committed = self.town.kube.peek(MODEL_ROLLOUTS, NAMESPACE, "cut").get("status", {})
+            assert route["weightBasisPoints"] <= 100 * committed.get("weight", 0), "the route ran ahead"
             assert generation >= self.generation, "the route's generation went back"
             assert self.routes.setdefault(generation, text) == text, f"two routes of generation {generation}"
             self.generation = generation

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import packages
+
 
 @dataclass(frozen=True)
 class Server:
@@ -120,14 +122,21 @@ def _shared() -> Server:
 
 
 def _binaries() -> Path:
+    """Where initdb, pg_ctl and postgres are; on a new machine they are installed first."""
+    if (found := _installed()) is None:
+        packages.install({"initdb": "postgresql"})
+        found = _installed()
+    if found is None:
+        raise RuntimeError("these tests need a PostgreSQL server: install the package postgresql")
+    return found
+
+
+def _installed() -> Path | None:
     for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
         if (folder / "postgres").exists():
             return folder
-    if found := shutil.which("postgres"):
-        return Path(found).resolve().parent
-    raise RuntimeError(
-        "these tests need a PostgreSQL server: install the package postgresql (binaries initdb, pg_ctl, psql)"
-    )
+    found = shutil.which("postgres")
+    return Path(found).resolve().parent if found else None
 
 
 def _free_port() -> int:

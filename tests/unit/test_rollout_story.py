@@ -230,7 +230,7 @@ async def test_without_a_shadow_step_the_ladder_certifies_accuracy_live() -> Non
 
 
 async def test_candidate_on_the_limit_is_held_and_the_deadline_decides() -> None:
-    steps = [{**STEPS[0], "deadline": "30m", "onDeadline": "rollback"}, *STEPS[1:]]
+    steps = [{**STEPS[0], "deadline": "10m", "onDeadline": "rollback"}, *STEPS[1:]]
     town = await started(candidate=Behaviour(accuracy=0.90), spec={"steps": steps}, requests_per_second=2.0)
     statuses = await run_until(town, finished)
     assert (statuses[-1]["finish"], statuses[-1]["reason"]) == ("RolledBack", "DeadlinePassed")
@@ -390,6 +390,10 @@ async def test_a_second_rollout_waits_for_the_first_and_compares_with_it() -> No
     for _ in range(80):
         await town.tick()
         await town.run_pass("cut", "next")
+        if "finish" in await town.status("next"):
+            break
+    await town.tick()
+    await town.run_pass("cut", "next")
     first, then = await town.status("cut"), await town.status("next")
     assert then["finish"] == "Promoted"
     route = await route_of(town)
@@ -415,6 +419,10 @@ async def test_supersede_takes_the_gateway_over_and_compares_with_the_last_promo
     for _ in range(80):
         await town.tick()
         await town.run_pass("cut", "next")
+        if "finish" in await town.status("next"):
+            break
+    await town.tick()
+    await town.run_pass("cut", "next")
     assert (await town.status("next"))["finish"] == "Promoted"
     assert {o["metadata"]["name"] for o in town.kube.all(DEPLOYMENTS, NAMESPACE)} == {"next-candidate"}
 
@@ -429,7 +437,7 @@ async def test_a_promoted_control_that_is_deleted_after_a_rollback_leaves_the_ro
     town.edit("next", request={"id": "a1", "action": "abort"})
     for _ in range(4):
         await town.tick()
-        await town.run_pass("cut", "next")
+        await town.run_pass("next")
     assert (await route_of(town)).control.name == "cut"
     await town.kube.delete(MODEL_ROLLOUTS, NAMESPACE, "cut")
     for _ in range(3):
@@ -437,6 +445,28 @@ async def test_a_promoted_control_that_is_deleted_after_a_rollback_leaves_the_ro
         await town.tick()
     assert (await route_of(town)).control.name == "gpt-4"
     assert (MODEL_ROLLOUTS, NAMESPACE, "cut") not in town.kube.objects
+
+
+async def test_a_promoted_model_is_watched_again_when_its_challenger_fails() -> None:
+    town = await started()
+    await run_until(town, finished)
+    await town.submit("next", candidate={"model": {"uri": "claim://models/v2", "version": "damage-v2"}})
+    for _ in range(8):
+        await town.tick()
+        await town.run_pass("cut", "next")
+    assert (await town.status("next"))["phase"] == "Progressing"
+    assert (await town.status("cut"))["reason"] == "IsControl"
+    town.edit("next", request={"id": "a1", "action": "abort"})
+    for _ in range(4):
+        await town.tick()
+        await town.run_pass("next", "cut")
+    route = await route_of(town)
+    assert route.candidate is not None
+    assert (route.candidate.name, route.promoted, route.weight_basis_points) == ("cut", True, 10000)
+    assert route.control.name == "gpt-4"
+    assert {o["metadata"]["name"] for o in town.kube.all(DEPLOYMENTS, NAMESPACE)} == {"cut-candidate"}
+    town.candidate.errors = 0.5
+    assert (await run_until(town, lambda s: s["finish"] == "RolledBack", ticks=10))[-1]["weight"] == 0
 
 
 async def test_a_route_somebody_else_moved_or_removed_is_put_back() -> None:

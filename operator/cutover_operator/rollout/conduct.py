@@ -54,7 +54,7 @@ def confirm(d: Draft) -> bool:
     late = d.out_of_sync()
     if late:
         if d.status.step_confirmed_at is None and not d.promoted:
-            d.say("WaitingForRoute", f"waiting until every gateway serves the step: {late}")
+            d.say("RouteNotInSync", f"waiting until every gateway serves the step: {late}")
         return False
     if d.status.step_confirmed_at is None:
         d.set(step_confirmed_at=stamp(d.now))
@@ -266,7 +266,7 @@ def _missing(d: Draft) -> list[tuple[str, str]]:
     confirmed = parsed(d.status.step_confirmed_at)
     late = d.out_of_sync()
     if confirmed is None or late:
-        found.append(("WaitingForRoute", f"not every gateway serves the step: {late or 'just now'}"))
+        found.append(("RouteNotInSync", f"not every gateway serves the step: {late or 'just now'}"))
         return found
     part = d.ledger.since_step(d.status.step)
     n = sum(shadow_counts(part)) if step.shadow is not None else answered(part, "candidate")

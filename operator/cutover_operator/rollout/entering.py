@@ -79,6 +79,16 @@ def superseded(d: Draft) -> bool:
     by, holder = holder_of(d.world.route_map)
     if not holder:
         return False
+    if d.promoted and _left_alone(d):
+        d.taking_route = True
+        if d.ledger is not None:
+            d.ledger = d.ledger.restarted_watch(d.now.timestamp(), d.status.step)
+            d.ledger_due = True
+        d.set(weight=100)
+        d.say("Promoted", f"{by} has ended; this model has all traffic again and is watched")
+        d.notice("Promoted", d.status.message, about=holder)
+        d.again(d.interval_seconds)
+        return True
     if d.promoted and d.world.name in _arms(d):
         d.set(weight=0)
         d.say("IsControl", f"{by} is compared with this model, which serves on as its control")
@@ -87,6 +97,13 @@ def superseded(d: Draft) -> bool:
         return True
     d.finish("Superseded", "Superseded", f"{by} took over gateway {d.spec.gateway_ref}")
     return True
+
+
+def _left_alone(d: Draft) -> bool:
+    """The rollout that was compared with this model is over, and nobody watches what serves now."""
+    holder, route = _holder(d), d.world.route
+    over_there = holder is None or holder.finish in OVER
+    return over_there and route is not None and route.candidate is None and route.control.name == d.world.name
 
 
 def abort_ordered(d: Draft) -> bool:

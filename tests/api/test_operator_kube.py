@@ -1,0 +1,253 @@
+"""The operator's client against a real API server: what compare-and-swap, apply and delete promise is what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.api import Api
+from cluster.controlplane import ControlPlane
+from cutover_operator import access
+from cutover_operator.kube import KubeClient
+from cutover_operator.lease import Lease
+from cutover_operator.loop import Loop
+from cutover_operator.plan import Notice, Plan, SetFinalizer
+from cutover_operator.port import (
+    CONFIG_MAPS,
+    EVENTS,
+    JOBS,
+    LEASES,
+    TRAINING_RUNS,
+    Conflict,
+    Invalid,
+    KubeError,
+)
+from cutover_operator.training.reconciler import TrainingReconciler
+from fakes.kube import FakeKube
+from fakes.training_town import KEY, NAMESPACE, RUN, SETTINGS, SPEC, START, TASK
+
+pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
+
+CRDS = Path(__file__).resolve().parents[2] / "crds"
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with ControlPlane(tmp_path_factory.mktemp("plane")) as running:
+        asyncio.run(install(running))
+        yield running
+
+
+async def install(running: ControlPlane) -> None:
+    api = Api(running.kubeconfig)
+    for file in sorted(CRDS.glob("*.yaml")):
+        api.call(
+            "POST", "apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(file.read_text())
+        )
+    api.call("POST", "api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    async with client(running) as kube:
+        for _ in range(200):
+            try:
+                await kube.list(TRAINING_RUNS, None)
+                return
+            except KubeError:
+                await asyncio.sleep(0.1)
+    raise AssertionError("the custom resources are not served")
+
+
+def client(plane: ControlPlane) -> KubeClient:
+    os.environ["KUBECONFIG"] = str(plane.kubeconfig)
+    return KubeClient(access.access(access.credentials()))
+
+
+@pytest.fixture
+async def kube(plane: ControlPlane) -> AsyncIterator[KubeClient]:
+    async with client(plane) as one:
+        yield one
+
+
+def run_object(name: str) -> Object:
+    return {
+        "apiVersion": TRAINING_RUNS.api_version,
+        "kind": TRAINING_RUNS.kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": copy.deepcopy(SPEC),
+    }
+
+
+def note(name: str, **data: str) -> Object:
+    meta = {"name": name, "namespace": NAMESPACE, "labels": {"kind": "note"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+
+
+async def test_a_stale_status_is_refused_and_the_same_one_changes_nothing(kube: KubeClient) -> None:
+    made = await kube.create(run_object("swap"))
+    condition = {
+        "type": "Stalled",
+        "status": "True",
+        "reason": "Because",
+        "message": "",
+        "observedGeneration": 1,
+        "lastTransitionTime": "2026-11-22T08:00:00Z",
+    }
+    wanted = {**_identity(made), "status": {"stage": "train", "conditions": [condition]}}
+    first = await kube.apply_status(wanted)
+    with pytest.raises(Conflict):
+        await kube.apply_status(wanted)
+    again = await kube.apply_status({**_identity(first), "status": wanted["status"]})
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    dropped = await kube.apply_status({**_identity(again), "status": {"stage": "train", "conditions": []}})
+    assert not dropped["status"].get("conditions")
+    with pytest.raises(Invalid):
+        await kube.apply_status({**_identity(dropped), "status": {"stage": "x" * 100}})
+    with pytest.raises(KubeError, match="404"):
+        await kube.apply_status({**_identity(dropped, name="nobody"), "status": {}})
+
+
+async def test_what_is_not_applied_again_goes_away_in_both_servers_alike(kube: KubeClient) -> None:
+    fake = FakeKube()
+    ends = []
+    for server in (kube, fake):
+        await server.apply(note("mine", a="1", b="2"))
+        kept = await server.apply(note("mine", b="3"))
+        again = await server.apply(note("mine", b="3"))
+        assert again["metadata"]["resourceVersion"] == kept["metadata"]["resourceVersion"]
+        ends.append(again["data"])
+        with pytest.raises(Conflict):
+            await server.create(note("mine"))
+        with pytest.raises(Conflict):
+            await server.replace({**note("mine"), "metadata": {**again["metadata"], "resourceVersion": "1"}})
+        with pytest.raises(Conflict):
+            await server.delete(CONFIG_MAPS, NAMESPACE, "mine", uid="11111111-0000-4000-8000-000000000000")
+        await server.delete(CONFIG_MAPS, NAMESPACE, "mine", uid=again["metadata"]["uid"])
+        await server.delete(CONFIG_MAPS, NAMESPACE, "mine")
+        assert await server.get(CONFIG_MAPS, NAMESPACE, "mine") is None
+    assert ends == [{"b": "3"}, {"b": "3"}]
+
+
+async def test_long_lists_come_whole(kube: KubeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutover_operator.kube.PAGE", 7)
+    for number in range(20):
+        await kube.apply(note(f"page-{number}"))
+    found = await kube.list(CONFIG_MAPS, NAMESPACE, "kind=note")
+    assert len({one["metadata"]["name"] for one in found}) == 20
+    assert {one["kind"] for one in found} == {"ConfigMap"}
+
+
+async def test_one_of_five_takes_the_lease_and_the_next_after_a_release(kube: KubeClient) -> None:
+    leases = [Lease(kube, NAMESPACE, "race", f"replica-{n}", retry_seconds=0.05) for n in range(5)]
+    tasks = [asyncio.create_task(lease.acquire()) for lease in leases]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.3)
+    held = [lease for lease in leases if lease.held]
+    assert len(held) == 1
+    await held[0].release()
+    deadline = asyncio.get_running_loop().time() + 10
+    while not any(lease.held for lease in leases if lease is not held[0]):
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)
+    for task in tasks:
+        task.cancel()
+    record = await kube.get(LEASES, NAMESPACE, "race")
+    assert record is not None
+    assert record["spec"]["leaseTransitions"] == 1
+
+
+async def test_a_finalizer_is_put_on_and_taken_off_and_never_revives(kube: KubeClient) -> None:
+    made = await kube.create(run_object("finalizer"))
+
+    class Plain:
+        resource = TRAINING_RUNS
+
+        def __init__(self) -> None:
+            self.plan = Plan()
+            self.parent: Object = made
+
+        async def gather(self, key: object, now: object) -> Any:
+            return self
+
+        def decide(self, world: object, now: object) -> Plan:
+            return self.plan
+
+    plain = Plain()
+    loop = Loop(kube, [plain], lambda: START)
+    key = type(KEY)(TRAINING_RUNS, NAMESPACE, "finalizer")
+    plain.plan = Plan(before=(SetFinalizer(True),), status={"stage": "x"}, notices=(Notice("Said", "hello"),))
+    await loop.run_pass(key)
+    live = await kube.get(TRAINING_RUNS, NAMESPACE, "finalizer")
+    assert live is not None
+    assert live["metadata"]["finalizers"] == ["cutover.dev/route"]
+    assert live["status"]["stage"] == "x"
+    await kube.delete(TRAINING_RUNS, NAMESPACE, "finalizer")
+    plain.parent = await kube.get(TRAINING_RUNS, NAMESPACE, "finalizer") or {}
+    plain.plan = Plan(after=(SetFinalizer(False),))
+    await loop.run_pass(key)
+    assert await kube.get(TRAINING_RUNS, NAMESPACE, "finalizer") is None
+    plain.plan = Plan(after=(SetFinalizer(True),))
+    plain.parent["metadata"]["finalizers"] = []
+    with pytest.raises(KubeError):
+        await loop.run_pass(key)
+    assert await kube.get(TRAINING_RUNS, NAMESPACE, "finalizer") is None
+
+
+async def test_events_said_twice_are_counted_not_doubled(kube: KubeClient) -> None:
+    made = await kube.create(run_object("eventful"))
+    from cutover_operator import events
+
+    for _ in range(3):
+        await events.record(kube, made, Notice("StageStarted", "train", about="train-1"), START)
+    found = [one for one in await kube.list(EVENTS, NAMESPACE) if one["involvedObject"]["name"] == "eventful"]
+    assert [one["count"] for one in found] == [3]
+
+
+async def test_a_real_api_server_accepts_every_stage_and_a_settled_run_is_left_alone(
+    kube: KubeClient,
+) -> None:
+    """The Jobs as built are admitted, read back alike, and a second pass over the same state writes nothing."""
+    task = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "task", "namespace": NAMESPACE}}
+    await kube.apply({**task, "data": {"task.yaml": TASK}})
+    made = run_object(RUN)
+    made["spec"]["compute"] |= {
+        "memory": "64Gi",
+        "cpu": "8",
+        "tolerations": [{"key": "x", "operator": "Exists"}],
+    }
+    await kube.create(made)
+    loop = Loop(kube, [TrainingReconciler(kube, SETTINGS)], lambda: START)
+    await loop.run_pass(KEY)
+    jobs = await kube.list(JOBS, NAMESPACE)
+    assert [job["metadata"]["labels"]["cutover.dev/stage"] for job in jobs] == ["prepare"]
+    first = await kube.get(TRAINING_RUNS, NAMESPACE, RUN)
+    await loop.run_pass(KEY)
+    second = await kube.get(TRAINING_RUNS, NAMESPACE, RUN)
+    assert first is not None
+    assert second is not None
+    # The first pass said that the stage starts, the second that its pod is awaited; a third changes nothing.
+    await loop.run_pass(KEY)
+    third = await kube.get(TRAINING_RUNS, NAMESPACE, RUN)
+    assert third == second
+    assert third["status"]["conditions"][0]["type"] == "DataReady"
+    # A change of what artifacts are made from is refused from now on.
+    changed = copy.deepcopy(third)
+    changed["spec"]["dataset"]["limit"] = 15000
+    with pytest.raises(Invalid, match="cannot change once the run has started"):
+        await kube.replace(changed)
+    await kube.delete(TRAINING_RUNS, NAMESPACE, RUN)
+
+
+def _identity(obj: Object, name: str | None = None) -> Object:
+    meta = obj["metadata"]
+    identity = {
+        "name": name or meta["name"],
+        "namespace": NAMESPACE,
+        "resourceVersion": meta["resourceVersion"],
+    }
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": identity}
