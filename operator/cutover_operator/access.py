@@ -27,7 +27,7 @@ class NoAccess(Exception):
 class Access:
     server: str
     tls: ssl.SSLContext | None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
     _read_at: float = field(default=float("-inf"), repr=False)
 

@@ -7,13 +7,15 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS
-from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark, Wanted, fold
+from cutover_operator.evidence.folding import Wanted, fold
+from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark
 from cutover_operator.evidence.ledger_map import from_config_map, to_config_map
 from cutover_operator.evidence.samples import Answer, Series
 from cutover_operator.rollout.resources import Owner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 WANTED = Wanted("r", "v1", edges=(2.0,), cost_limit=0.01)
 NEW = Ledger(uid="u", version="v1", started_at=0.0)

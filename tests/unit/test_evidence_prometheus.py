@@ -12,8 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+
 from cutover.contract import DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
-from cutover_operator.evidence.ledger import Ledger, Wanted
+from cutover_operator.evidence.folding import Wanted
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import Prometheus, window_for
 from cutover_operator.evidence.reading import Read, Wish, digest, read_evidence, selectors
 from cutover_operator.evidence.samples import Answer, Series, Unavailable

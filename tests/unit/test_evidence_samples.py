@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover_operator.evidence.samples import (
     Series,
     growth,
@@ -14,8 +17,6 @@ from cutover_operator.evidence.samples import (
     series_id,
     stale_after_seconds,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 STEPS = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=40)
 

@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cutover_operator.rollout.evalue import (
     Bettor,
     Side,
@@ -15,8 +18,6 @@ from cutover_operator.rollout.evalue import (
     mixture,
     still_needed,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 VECTORS: list[tuple[float, float, float, Side, float, float]] = [
     (85, 15, 0.9, -1, 30, 0.803999),

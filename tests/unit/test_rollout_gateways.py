@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+
 from cutover.contract import PATH_ROUTE_REPORT
 from cutover_operator.rollout.gateways import GatewayReports
 

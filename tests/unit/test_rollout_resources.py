@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout.candidate import Refusal, ServedModel, candidate_arm, served_model, short_name
 from cutover_operator.rollout.resources import Images, Owner, contains, deployment, service

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, GatewayConfig, Route, assigned_to_candidate
@@ -21,8 +24,6 @@ from cutover_operator.rollout.routing import (
     render,
 )
 from fakes.rollout_town import CONFIG, rollout_spec
-from hypothesis import given
-from hypothesis import strategies as st
 
 GATEWAY = GatewayConfig.model_validate(CONFIG)
 GPT4 = GATEWAY.provider_arm("gpt-4")

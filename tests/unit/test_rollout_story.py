@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+
 from cutover.contract import FINALIZER, ROLLOUT_NONE
 from cutover.route import Route
 from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODEL_ROLLOUTS, SERVICES

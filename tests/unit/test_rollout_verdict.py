@@ -6,6 +6,9 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.task import Task
 from cutover_operator.evidence.ledger import Ledger
@@ -20,8 +23,6 @@ from cutover_operator.rollout.gates import (
 )
 from cutover_operator.rollout.verdict import Bench, Verdict, judge
 from fakes.rollout_town import TASK, rollout_spec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 COUNT = st.integers(0, 3000)
 

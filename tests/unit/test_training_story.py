@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import yaml
+
 from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, PODS, TRAINING_RUNS
 from fakes.training_town import (
     CRASHED,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import get_args
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.api.trainingrun import STAGES
 from cutover.contract import STAGE_CONFIG_PATH, TERMINATION_LIMIT_BYTES, TERMINATION_LOG, ExitCode
 from cutover.stages import StageConfig, StageName, StageResult, done_file
-from pydantic import ValidationError
-
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import digest_of
 from cutover_trainer.outcome import BadInput, StageEnded

@@ -20,9 +20,9 @@ from typing import Any
 import peft
 import torch
 import transformers
-from cutover.stages import ADAPTER_FOLDER, StageConfig
 from PIL import Image
 
+from cutover.stages import ADAPTER_FOLDER, StageConfig
 from cutover_trainer.adapter_facts import FACTS_FILE, AdapterFacts
 from cutover_trainer.batches import picture_inputs
 from cutover_trainer.encoding import Encoded, Encoder
@@ -74,8 +74,7 @@ def make_probe(
     data: PreparedData,
     hardware: Hardware,
 ) -> Probe:
-    """Asks the adapter and the bare base, and keeps the example on which they differ most."""
-    model.eval()
+    """Asks about every example, and keeps the one on which adapter and base differ most."""
     candidates = (
         _probe(model, encoder, example, ids, data, hardware)
         for example, ids in zip(examples, encoded, strict=False)
@@ -86,6 +85,8 @@ def make_probe(
 def _probe(
     model: Any, encoder: Encoder, example: Example, encoded: Encoded, data: PreparedData, hardware: Hardware
 ) -> Probe:
+    """Asks the adapter, then the bare base."""
+    model.eval()
     image = data.picture(example)
     adapter = _answer_logprobs(model, encoder, image, encoded, hardware)
     with model.disable_adapter():

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+
 from cutover.api.trainingrun import BaseModelRef, Family
 from cutover.stages import StageConfig
-
 from cutover_trainer.manifest import digest_of, sha256_of_file
 from cutover_trainer.outcome import BadInput, StageFailed
 

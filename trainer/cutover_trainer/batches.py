@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cutover.api.trainingrun import Augmentation
 from PIL import Image
 
+from cutover.api.trainingrun import Augmentation
 from cutover_trainer.augment import distorted
 from cutover_trainer.encoding import Encoded, Encoder, Unencodable
 from cutover_trainer.examples import Example, PreparedData

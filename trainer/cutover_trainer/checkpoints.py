@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from cutover.stages import CHECKPOINT_FOLDER
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from cutover.stages import CHECKPOINT_FOLDER
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import MANIFEST_FILE, commit_folder, read_manifest, sha256_of
 from cutover_trainer.storage import ArtifactStore

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from cutover.api.trainingrun import Family
 from cutover.chat import answer_separator, template_messages
-from PIL import Image
 
 
 class Unencodable(Exception):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+
 from cutover.api.trainingrun import EvaluationGate, EvaluationSummary
 from cutover.contract import FIELD_OVERALL
 from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
 from cutover.task import Task, Unreadable, read_answer
-
 from cutover_trainer.base_model import base_folder, weights_bytes
 from cutover_trainer.examples import Example, open_prepared
 from cutover_trainer.generate import Answerer

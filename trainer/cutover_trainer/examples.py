@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from cutover.stages import DATA_FOLDER
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from cutover.stages import DATA_FOLDER
 from cutover_trainer.manifest import fetch_folder
 from cutover_trainer.outcome import BadInput
 from cutover_trainer.picture import load

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import fsspec
-from cutover.fetch import FetchFailed, FetchPolicy, FetchRefused, guarded_session, open_stream
-from cutover.stages import EXPORT_FOLDER, StageConfig, StageResult
 from yarl import URL
 
+from cutover.fetch import FetchFailed, FetchPolicy, FetchRefused, guarded_session, open_stream
+from cutover.stages import EXPORT_FOLDER, StageConfig, StageResult
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import (
     MANIFEST_FILE,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cutover.api.trainingrun import Augmentation, FineTune
 
+from cutover.api.trainingrun import Augmentation, FineTune
 from cutover_trainer.batches import Batch, BatchBuilder
 from cutover_trainer.joblog import log
 from cutover_trainer.models import Hardware, trainable

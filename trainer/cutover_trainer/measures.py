@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from cutover.contract import FIELD_OVERALL
 from cutover.task import Task, score
-from scipy.stats import binomtest
 
 Z_95 = 1.959963984540054
 NO_CLASS = "(none)"

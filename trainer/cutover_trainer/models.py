@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from cutover.api.trainingrun import Family, FineTune, Lora
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from cutover.api.trainingrun import Family, FineTune, Lora
 from cutover_trainer.encoding import Encoder
 from cutover_trainer.joblog import log
 from cutover_trainer.outcome import BadInput, StageFailed

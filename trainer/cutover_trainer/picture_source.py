@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import fsspec
+from yarl import URL
+
 from cutover.fetch import (
     FetchFailed,
     FetchPolicy,
@@ -21,8 +23,6 @@ from cutover.fetch import (
     read_data_url,
 )
 from cutover.stages import StageConfig
-from yarl import URL
-
 from cutover_trainer.export import authorization, source_token
 
 MAX_PICTURE_BYTES = 10_000_000

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+
 from cutover.api.trainingrun import DataSummary
 from cutover.stages import DATA_FOLDER, EXPORT_FOLDER, StageConfig, StageResult
 from cutover.task import Task
-
 from cutover_trainer.base_model import base_folder
 from cutover_trainer.encoding import Encoder, Unencodable
 from cutover_trainer.examples import KEPT_PICTURE_URL, PICTURES_FOLDER, Example, encode_lines

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from cutover.api.trainingrun import Quality
 from cutover.task import Task, score
-
 from cutover_trainer.rows import BadRow, Row
 
 FEW_TEST_ROWS = 30

@@ -14,7 +14,6 @@ from typing import Any
 
 from cutover.api.trainingrun import EvaluationSummary, Mlflow, ModelVersion
 from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
-
 from cutover_trainer.adapter_facts import FACTS_FILE, TRAINING_FILE, AdapterFacts
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import Manifest, read_manifest

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
 from cutover.api.trainingrun import Augmentation
 
 WARM_UP_SHARE = 0.05

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
+
 from cutover.api.trainingrun import Progress
 from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
-
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
 from cutover_trainer.base_model import base_digest, base_folder, weights_bytes

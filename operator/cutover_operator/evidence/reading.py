@@ -23,9 +23,9 @@ from cutover.contract import (
     SHADOW_DURATION,
     SHADOW_PAIRS,
 )
-
 from cutover_operator.conditions import timestamp
-from cutover_operator.evidence.ledger import Ledger, Wanted, fold
+from cutover_operator.evidence.folding import Wanted, fold
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
     Answer,

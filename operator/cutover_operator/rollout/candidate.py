@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.api.trainingrun import ModelVersion, TrainingRunStatus
 from cutover.route import Arm, Price
-from pydantic import ValidationError
 
 ENGINE_FAMILIES: dict[str, tuple[str, ...]] = {
     "vllm": ("llava", "llava_next", "blip2"),

@@ -9,16 +9,16 @@ from __future__ import annotations
 from datetime import timedelta
 
 from cutover.api.base import to_seconds
-
 from cutover_operator.conditions import timestamp
 from cutover_operator.evidence.ledger import Totals
 from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title
 from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.evalue import interval
 from cutover_operator.rollout.gates import advance_names, named_gates
 from cutover_operator.rollout.serving import health
-from cutover_operator.rollout.verdict import Bench, Verdict, answered, judge, shadow_counts, unavailable
+from cutover_operator.rollout.verdict import Bench, Verdict, judge, unavailable
 
 FIRST_SCRAPE_SECONDS = 120.0
 SHARE_ALPHA = 1e-3

@@ -11,10 +11,9 @@ from datetime import datetime
 
 from cutover.api.base import Condition
 from cutover.contract import FINALIZER
-
 from cutover_operator.conditions import timestamp
 from cutover_operator.plan import Notice, Plan, SetFinalizer
-from cutover_operator.rollout import conduct, entering
+from cutover_operator.rollout import conduct, entering, leaving
 from cutover_operator.rollout.draft import Draft
 from cutover_operator.rollout.settle import settle
 from cutover_operator.rollout.world import Unreadable, World
@@ -22,10 +21,10 @@ from cutover_operator.rollout.world import Unreadable, World
 Check = Callable[[Draft], bool]
 
 ALWAYS: tuple[Check, ...] = (
-    entering.being_deleted,
-    entering.abort_ordered,
-    entering.superseded,
-    entering.over,
+    leaving.being_deleted,
+    leaving.abort_ordered,
+    leaving.superseded,
+    leaving.over,
     entering.references,
     entering.edited,
     entering.gateway_wanted,

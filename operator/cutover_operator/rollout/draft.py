@@ -12,7 +12,6 @@ from cutover.api.base import Condition, ConditionStatus, to_seconds
 from cutover.api.modelrollout import LedgerRef, ModelRolloutStatus, Step, StepRecord
 from cutover.contract import rollout_key
 from cutover.route import Arm, GatewayConfig
-
 from cutover_operator.conditions import timestamp
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import ledger_name

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import aiohttp
-from cutover.contract import PATH_ROUTE_REPORT, PORT_OPS
-from cutover.route import RouteReport
 from pydantic import ValidationError
 
+from cutover.contract import PATH_ROUTE_REPORT, PORT_OPS
+from cutover.route import RouteReport
 from cutover_operator.port import Object
 from cutover_operator.rollout.world import GatewayPod
 

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Protocol
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
 from cutover.contract import (
     GATEWAY_KEY,
@@ -17,9 +19,8 @@ from cutover.contract import (
     route_config_map,
 )
 from cutover.route import GatewayConfig, Route
-from pydantic import ValidationError
-
-from cutover_operator.evidence.ledger import Ledger, LedgerError, Wanted
+from cutover_operator.evidence.folding import Wanted
+from cutover_operator.evidence.ledger import Ledger, LedgerError
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
 from cutover_operator.evidence.reading import Samples, Wish, read_evidence
 from cutover_operator.evidence.samples import Unavailable

@@ -20,7 +20,6 @@ from cutover.contract import (
     MANAGED_BY,
     PORT_ENGINE,
 )
-
 from cutover_operator.rollout.candidate import ServedModel, short_name
 
 CACHE = "/cache"

@@ -12,11 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.contract import LABEL_GATEWAY, ROLLOUT_NONE, ROUTE_KEY, STRATUM_ALL, route_config_map
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Route
-from pydantic import ValidationError
 
 HOLDER = "cutover.dev/held-by"
 """Annotation on the route's ConfigMap: `name/uid` of the rollout that may write it."""

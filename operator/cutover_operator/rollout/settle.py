@@ -9,7 +9,6 @@ from __future__ import annotations
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-
 from cutover_operator.evidence.ledger import EPOCH_SECONDS
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap

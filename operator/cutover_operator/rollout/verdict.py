@@ -13,9 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
-
-from cutover_operator.evidence.ledger import ANSWERED, Ledger, Totals, edge_key
+from cutover_operator.evidence.ledger import Ledger, Totals
 from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.rollout.counts import (
+    Counts,
+    answered,
+    custom_counts,
+    error_counts,
+    label_counts,
+    shadow_counts,
+    slow_counts,
+)
 from cutover_operator.rollout.evalue import (
     KAPPA_ACCURACY,
     KAPPA_RATIO,
@@ -32,9 +40,6 @@ COST_MIN_ANSWERS = 100
 VOTES_MIN = 100
 CONTROL_ALPHA = 0.05
 """Proof wanted before a control is said to break a limit too."""
-
-Counts = tuple[float, float]
-"""(bad, good)."""
 
 REASONS = {
     "accuracy": "AccuracyBelowLimit",
@@ -116,40 +121,6 @@ def judge(bench: Bench, gate: NamedGate) -> Verdict:
 
 def unavailable(gate: NamedGate, why: Unavailable) -> Verdict:
     return Verdict(gate, "unavailable", why.message, reason=why.kind, limit=gate.gate.limit)
-
-
-# ---------------------------------------------------------------- counts
-def answered(totals: Totals, arm: str) -> float:
-    return sum(totals.get(f"requests/{arm}/{outcome}", 0.0) for outcome in ANSWERED)
-
-
-def error_counts(totals: Totals, arm: str) -> Counts:
-    bad = totals.get(f"requests/{arm}/error", 0.0)
-    return bad, answered(totals, arm) - bad
-
-
-def slow_counts(totals: Totals, arm: str, edge: float, prefix: str = "duration") -> Counts:
-    fast = totals.get(f"{prefix}/{arm}/{edge_key(edge)}/fast", 0.0)
-    return max(0.0, totals.get(f"{prefix}/{arm}/{edge_key(edge)}/all", 0.0) - fast), fast
-
-
-def label_counts(totals: Totals, arm: str, field: str) -> tuple[float, float, float]:
-    """(right, wrong, missing)."""
-    right, wrong, missing = (
-        totals.get(f"labels/{arm}/{field}/{result}", 0.0) for result in ("right", "wrong", "missing")
-    )
-    return right, wrong, missing
-
-
-def shadow_counts(totals: Totals) -> Counts:
-    """Mirrored requests the candidate could not answer, and those it did."""
-    good = sum(totals.get(f"shadow/{agreement}", 0.0) for agreement in ("agree", "disagree"))
-    return totals.get("shadow/error", 0.0) + totals.get("shadow/invalid", 0.0), good
-
-
-def custom_counts(totals: Totals, gate: str) -> Counts:
-    bad = totals.get(f"custom/{gate}/bad", 0.0)
-    return bad, max(0.0, totals.get(f"custom/{gate}/total", 0.0) - bad)
 
 
 # ---------------------------------------------------------------- shares that must stay small

@@ -7,7 +7,6 @@ from typing import Any
 
 from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus
 from cutover.route import GatewayConfig, Route, RouteReport
-
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.resources import Images

@@ -1,0 +1,250 @@
+"""A pass carries out its plan in one order, and drops the rest when somebody else wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cutover.api.base import Condition
+from cutover.contract import FINALIZER, LABEL_OWNER_KIND, LABEL_OWNER_NAME
+from cutover_operator import conditions, events, health, watches
+from cutover_operator.conditions import Fact
+from cutover_operator.loop import SAY_AFTER_FAILURES, Loop
+from cutover_operator.plan import Apply, Delete, Notice, Plan, SetFinalizer, Swap
+from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, Object
+from cutover_operator.telemetry import JsonFormatter, Telemetry
+from fakes.kube import FakeKube
+from fakes.kube_faults import Crash, Fault, FaultyKube
+from fakes.training_town import KEY, NAMESPACE, RUN, SPEC, START
+
+NOW = START
+
+
+def note(name: str, **data: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "data": data,
+    }
+
+
+@dataclass
+class Seen:
+    parent: Object
+
+
+@dataclass
+class Fixed:
+    """Always the same plan."""
+
+    kube: FakeKube
+    plan: Plan = field(default_factory=Plan)
+    error: Exception | None = None
+    resource = TRAINING_RUNS
+
+    async def gather(self, key: Any, now: datetime) -> Seen | None:
+        parent = await self.kube.get(TRAINING_RUNS, key.namespace, key.name)
+        return None if parent is None else Seen(parent)
+
+    def decide(self, world: Seen, now: datetime) -> Plan:
+        if self.error:
+            raise self.error
+        return self.plan
+
+
+@pytest.fixture
+async def kube() -> FakeKube:
+    fake = FakeKube(lambda: NOW)
+    await fake.as_user().create(
+        {
+            "apiVersion": TRAINING_RUNS.api_version,
+            "kind": TRAINING_RUNS.kind,
+            "metadata": {"name": RUN, "namespace": NAMESPACE},
+            "spec": SPEC,
+        }
+    )
+    return fake
+
+
+PLAN = Plan(
+    before=(SetFinalizer(True), Swap(note("ledger", n="1"))),
+    status={"stage": "train"},
+    after=(Apply(note("child")), Delete(CONFIG_MAPS, NAMESPACE, "nothing")),
+    notices=(Notice("Began", "it began"),),
+    again_in_seconds=7.0,
+)
+
+
+async def test_before_then_status_then_after_then_events(kube: FakeKube) -> None:
+    faulty = FaultyKube(kube)
+    telemetry = Telemetry()
+    loop = Loop(faulty, [Fixed(kube, PLAN)], lambda: NOW, telemetry)
+    assert await loop.run_pass(KEY) == 7.0
+    kinds = [write.split("/")[0] for write in faulty.writes]
+    assert kinds == [
+        "apply TrainingRun",
+        "create ConfigMap",
+        "apply_status TrainingRun",
+        "apply ConfigMap",
+        "delete ConfigMap",
+        "apply Event",
+    ]
+    live = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)
+    assert live["metadata"]["finalizers"] == [FINALIZER]
+    assert (
+        'cutover_operator_passes_total{kind="TrainingRun",outcome="ok"} 1.0'
+        in telemetry.exposition().decode()
+    )
+
+
+async def test_an_equal_status_is_not_written(kube: FakeKube) -> None:
+    fixed = Fixed(kube, Plan(status={"stage": "train"}))
+    faulty = FaultyKube(kube)
+    loop = Loop(faulty, [fixed], lambda: NOW)
+    await loop.run_pass(KEY)
+    stored = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]
+    fixed.plan = Plan(status=stored)
+    await loop.run_pass(KEY)
+    assert len(faulty.writes) == 1
+
+
+async def test_a_conflict_drops_what_would_have_followed(kube: FakeKube) -> None:
+    faulty = FaultyKube(kube, (Fault(3, "conflict"),))
+    loop = Loop(faulty, [Fixed(kube, PLAN)], lambda: NOW)
+    with pytest.raises(Conflict):
+        await loop.run_pass(KEY)
+    assert len(faulty.writes) == 3
+    assert "status" not in kube.peek(TRAINING_RUNS, NAMESPACE, RUN)
+
+
+async def test_somebody_who_writes_between_look_and_commit_wins(kube: FakeKube) -> None:
+    class Slow(Fixed):
+        def decide(self, world: Seen, now: datetime) -> Plan:
+            kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda obj: obj["spec"].update(suspend=True))
+            return Plan(status={"stage": "train"}, after=(Apply(note("child")),))
+
+    loop = Loop(kube, [Slow(kube)], lambda: NOW)
+    with pytest.raises(Conflict):
+        await loop.run_pass(KEY)
+    assert not kube.all(CONFIG_MAPS)
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_killed_anywhere_and_started_again_the_end_is_the_same(kube: FakeKube, kind: Any) -> None:
+    for place in range(1, 6):
+        fake = FakeKube(lambda: NOW)
+        await fake.create(kube.peek(TRAINING_RUNS, NAMESPACE, RUN))
+        plan = Plan(before=(SetFinalizer(True),), status={"stage": "train"}, after=(Apply(note("child")),))
+        faulty = FaultyKube(fake, (Fault(place, kind),))
+        for _ in range(2):
+            try:
+                await Loop(faulty, [Fixed(fake, plan)], lambda: NOW).run_pass(KEY)
+            except Crash:
+                continue
+        assert fake.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]["stage"] == "train"
+        assert len(fake.all(CONFIG_MAPS)) == 1
+
+
+async def test_a_gone_object_is_no_error(kube: FakeKube) -> None:
+    kube.vanish(TRAINING_RUNS, NAMESPACE, RUN)
+    assert await Loop(kube, [Fixed(kube, PLAN)], lambda: NOW).run_pass(KEY) is None
+    assert not kube.all(CONFIG_MAPS)
+
+
+async def test_an_error_that_stays_is_said_on_the_object_and_taken_back(kube: FakeKube) -> None:
+    fixed = Fixed(kube, Plan(status={"stage": "train"}), error=ZeroDivisionError("by zero"))
+    failures = 0
+    loop = Loop(kube, [fixed], lambda: NOW, failures=lambda key: failures)
+    for failures in range(SAY_AFTER_FAILURES + 2):  # noqa: B007
+        with pytest.raises(ZeroDivisionError):
+            await loop.run_pass(KEY)
+    status = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]
+    (stalled,) = status["conditions"]
+    assert (stalled["status"], stalled["reason"]) == ("True", "OperatorError")
+    assert "ZeroDivisionError: by zero" in stalled["message"]
+    fixed.error = None
+    await loop.run_pass(KEY)
+    assert (
+        "conditions" not in kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]
+        or not kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]["conditions"]
+    )
+
+
+async def test_events_are_counted_and_told_apart_by_what_they_are_about(kube: FakeKube) -> None:
+    parent = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)
+    for number in range(3):
+        moment = NOW + timedelta(minutes=number)
+        await events.record(kube, parent, Notice("Began", f"time {number}", about="a"), moment)
+    await events.record(kube, parent, Notice("Began", "other", about="b"), NOW)
+    found = sorted(kube.all(EVENTS), key=lambda event: -event["count"])
+    assert [(one["count"], one["message"]) for one in found] == [(3, "time 2"), (1, "other")]
+    assert found[0]["firstTimestamp"] < found[0]["lastTimestamp"]
+
+
+async def test_an_event_that_cannot_be_written_fails_no_pass(kube: FakeKube) -> None:
+    faulty = FaultyKube(kube, (Fault(1, "unavailable"),))
+    plan = Plan(notices=(Notice("Began", "x"),))
+    assert await Loop(faulty, [Fixed(kube, plan)], lambda: NOW).run_pass(KEY) is None
+
+
+def test_a_transition_time_moves_with_the_status_only() -> None:
+    first = conditions.merge([], [Fact("Ready", "False", "Why", "one")], 1, NOW)
+    later = NOW + timedelta(hours=1)
+    second = conditions.merge(first, [Fact("Ready", "False", "Other", "two")], 2, later)
+    assert second[0].last_transition_time == first[0].last_transition_time
+    assert (second[0].reason, second[0].observed_generation) == ("Other", 2)
+    third = conditions.merge(second, [Fact("Ready", "True", "Done")], 2, later)
+    assert third[0].last_transition_time == "2026-11-22T09:00:00Z"
+    assert conditions.merge(third, [], 3, later) == []
+    assert conditions.find(third, "Ready") == third[0]
+    assert isinstance(third[0], Condition)
+
+
+def test_a_change_asks_for_the_owners_pass() -> None:
+    labels = {LABEL_OWNER_KIND: "TrainingRun", LABEL_OWNER_NAME: RUN}
+    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": labels}) == KEY
+    assert watches.owner_key(TRAINING_RUNS, {"namespace": NAMESPACE, "name": RUN}) == KEY
+    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x"}) is None
+    odd = {LABEL_OWNER_KIND: "Deployment", LABEL_OWNER_NAME: "x"}
+    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": odd}) is None
+
+
+def test_log_lines_are_json_with_their_extras_and_traceback() -> None:
+    try:
+        raise ValueError("odd")
+    except ValueError as error:
+        info = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("a.b", logging.ERROR, "f.py", 1, "pass %s", ("failed",), info)
+    record.key = "TrainingRun/ns/x"
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["key"], line["level"]) == ("pass failed", "TrainingRun/ns/x", "ERROR")
+    assert "ValueError: odd" in line["traceback"]
+
+
+async def test_health_and_metrics_are_served() -> None:
+    telemetry = Telemetry()
+    telemetry.leader.set(1)
+    ready = False
+    runner, port = await health.serve(telemetry, 0, ready=lambda: ready, host="127.0.0.1")
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            assert (await session.get("/healthz")).status == 200
+            assert (await session.get("/readyz")).status == 503
+            ready = True
+            assert (await session.get("/readyz")).status == 200
+            assert "cutover_operator_leader 1.0" in await (await session.get("/metrics")).text()
+    finally:
+        await runner.cleanup()
+
+
+def test_timestamps_are_utc_to_the_second() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, 999999, tzinfo=UTC)
+    assert conditions.timestamp(moment) == "2026-01-02T03:04:05Z"
+    assert conditions.parse_timestamp("2026-01-02T03:04:05Z") == moment.replace(microsecond=0)

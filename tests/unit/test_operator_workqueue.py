@@ -1,0 +1,158 @@
+"""The work queue: one pass per key, nothing lost, errors slow down, conflicts do not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import defaultdict
+
+import pytest
+
+from cutover_operator import workqueue
+from cutover_operator.plan import Key
+from cutover_operator.port import TRAINING_RUNS, Conflict
+from cutover_operator.workqueue import WorkQueue
+
+
+def key(name: str) -> Key:
+    return Key(TRAINING_RUNS, "ns", name)
+
+
+async def until(reached: asyncio.Event, seconds: float = 5.0) -> None:
+    await asyncio.wait_for(reached.wait(), seconds)
+
+
+async def test_a_key_is_passed_once_at_a_time_and_once_more_for_what_came_meanwhile() -> None:
+    running: dict[Key, int] = defaultdict(int)
+    passes: dict[Key, int] = defaultdict(int)
+    gate, both = asyncio.Event(), asyncio.Event()
+
+    async def handle(one: Key) -> float | None:
+        running[one] += 1
+        assert running[one] == 1
+        passes[one] += 1
+        if len(passes) == 2:
+            both.set()
+        await gate.wait()
+        running[one] -= 1
+        return None
+
+    queue = WorkQueue(handle, 4)
+    queue.start()
+    for _ in range(50):
+        queue.add(key("a"))
+        queue.add(key("b"))
+    await until(both)
+    for _ in range(50):
+        queue.add(key("a"))
+    gate.set()
+    await queue.idle()
+    assert passes == {key("a"): 2, key("b"): 1}
+    assert queue.depth == 0
+    await queue.stop()
+
+
+async def test_errors_back_off_and_a_good_pass_forgets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "FIRST_BACK_OFF_SECONDS", 0.02)
+    times: list[float] = []
+    done = asyncio.Event()
+
+    async def handle(one: Key) -> float | None:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) < 5:
+            raise ValueError("odd")
+        done.set()
+        return None
+
+    queue = WorkQueue(handle, 1)
+    queue.start()
+    queue.add(key("a"))
+    await until(done)
+    await queue.idle()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps[3] > 2 * gaps[0]
+    assert queue.failures(key("a")) == 0
+    await queue.stop()
+
+
+async def test_a_lost_race_is_passed_again_at_once() -> None:
+    count = 0
+    done = asyncio.Event()
+
+    async def handle(one: Key) -> float | None:
+        nonlocal count
+        count += 1
+        if count < 3:
+            raise Conflict(409, "somebody wrote")
+        done.set()
+        return None
+
+    queue = WorkQueue(handle, 1)
+    queue.start()
+    queue.add(key("a"))
+    await until(done, 1.0)
+    assert queue.failures(key("a")) == 0
+    await queue.stop()
+
+
+async def test_the_earliest_wish_wins_and_a_pass_replaces_it() -> None:
+    seen = asyncio.Queue[float]()
+    answers = iter([0.05, None, None])
+
+    async def handle(one: Key) -> float | None:
+        seen.put_nowait(asyncio.get_running_loop().time())
+        return next(answers)
+
+    queue = WorkQueue(handle, 1)
+    queue.start()
+    started = asyncio.get_running_loop().time()
+    queue.add_after(key("a"), 60.0)
+    queue.add_after(key("a"), 0.05)
+    queue.add_after(key("a"), 30.0)
+    first = await asyncio.wait_for(seen.get(), 5)
+    second = await asyncio.wait_for(seen.get(), 5)
+    assert 0.04 < first - started < 2
+    assert 0.04 < second - first < 2
+    await queue.idle()
+    assert seen.empty()
+    await queue.stop()
+
+
+async def test_stop_lets_a_running_pass_end_and_takes_no_more() -> None:
+    entered, leave, ended = asyncio.Event(), asyncio.Event(), []
+
+    async def handle(one: Key) -> float | None:
+        entered.set()
+        await leave.wait()
+        ended.append(one)
+        return 0.0
+
+    queue = WorkQueue(handle, 2)
+    queue.start()
+    queue.add(key("a"))
+    await entered.wait()
+    stopping = asyncio.create_task(queue.stop())
+    await asyncio.sleep(0)
+    leave.set()
+    await stopping
+    queue.add(key("b"))
+    assert ended == [key("a")]
+    assert queue.depth == 0
+
+
+async def test_many_keys_over_few_workers() -> None:
+    passes: dict[Key, int] = defaultdict(int)
+
+    async def handle(one: Key) -> float | None:
+        await asyncio.sleep(0)
+        passes[one] += 1
+        return None
+
+    queue = WorkQueue(handle, 3)
+    queue.start()
+    for number in range(500):
+        queue.add(key(str(number)))
+    await asyncio.wait_for(queue.idle(), 20)
+    assert len(passes) == 500
+    assert set(passes.values()) == {1}
+    await queue.stop()
