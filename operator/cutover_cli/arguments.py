@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from cutover.api.base import to_seconds
-
 from cutover_cli.orders import ACTIONS, MEANING
 
 KINDS = {

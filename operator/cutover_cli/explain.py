@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from cutover.api.base import to_seconds
-from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutStatus
-from cutover_operator.rollout.gates import advance_names, named_gates
 from pydantic import ValidationError
 
+from cutover.api.base import to_seconds
+from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutStatus
 from cutover_cli.layout import age, is_trouble, number, span
 from cutover_cli.rollout_view import status_of, step_title
+from cutover_operator.rollout.gates import advance_names, named_gates
 
 Object = Mapping[str, Any]
 ENDINGS = {

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutStatus, StepRecord
-
 from cutover_cli.layout import age, columns, condition_rows, event_rows, fields, number, table, tree
 
 Object = Mapping[str, Any]

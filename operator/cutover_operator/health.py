@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aiohttp import web
-from cutover.contract import PATH_LIVE, PATH_METRICS, PATH_READY
 
+from cutover.contract import PATH_LIVE, PATH_METRICS, PATH_READY
 from cutover_operator.telemetry import Telemetry
 
 

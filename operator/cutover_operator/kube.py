@@ -12,8 +12,8 @@ import random
 from urllib.parse import quote, urlencode
 
 import aiohttp
-from cutover.api.base import FIELD_MANAGER
 
+from cutover.api.base import FIELD_MANAGER
 from cutover_operator.access import Access
 from cutover_operator.port import Conflict, Invalid, KubeError, Object, Resource, resource_of
 

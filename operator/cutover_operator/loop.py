@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 
 from cutover.api.base import Condition
 from cutover.contract import FINALIZER
-
 from cutover_operator import conditions, events
 from cutover_operator.plan import Action, Apply, Delete, Key, Plan, SetFinalizer, Swap
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource

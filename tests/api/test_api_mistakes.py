@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cluster.api import Api, ApiError
 from cluster.controlplane import ControlPlane
 from cutover.api import crdgen

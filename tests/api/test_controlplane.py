@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cluster.api import Api, ApiError
 from cluster.controlplane import ControlPlane
 

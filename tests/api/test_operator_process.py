@@ -35,13 +35,13 @@ Object = dict[str, Any]
 
 
 class Replica:
-    def __init__(self, name: str, kubeconfig: Path, logs: Path) -> None:
+    def __init__(self, name: str, kubeconfig: Path, logs: Path, namespaces: str = "") -> None:
         self.name = name
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self.log = logs / f"{name}.log"
-        environment = {
+        self.environment = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "POD_NAME": name,
@@ -49,11 +49,15 @@ class Replica:
             "CUTOVER_OPS_PORT": str(self.port),
             "CUTOVER_TRAINER_IMAGE": "trainer:1",
             "CUTOVER_ALLOWED_URLS": "http://assessments:8080",
+            "CUTOVER_WATCH_NAMESPACES": namespaces,
         }
+        self.start()
+
+    def start(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cutover_operator.main"],
-            env=environment,
-            stdout=self.log.open("w"),
+            env=self.environment,
+            stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,
         )
 
@@ -86,9 +90,12 @@ async def test_killing_the_leader_loses_and_doubles_nothing(plane: ControlPlane,
             api.call(
                 "POST", f"api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": "default"}}
             )
-            replicas += [Replica(name, plane.kubeconfig, tmp_path) for name in ("one", "two")]
+            replicas.append(Replica("one", plane.kubeconfig, tmp_path))
             await install(kube, api)
-            await story(kube, api, session, replicas)
+            await waited(lambda: leading(session, replicas), 30)
+            # The second one has a Role instead of a ClusterRole.
+            replicas.append(Replica("two", plane.kubeconfig, tmp_path, namespaces=NAMESPACE))
+            await story(kube, api, session, replicas, plane)
         except BaseException:
             for replica in replicas:
                 print(replica.name, replica.log.read_text()[-6000:])
@@ -99,7 +106,9 @@ async def test_killing_the_leader_loses_and_doubles_nothing(plane: ControlPlane,
                 replica.process.wait()
 
 
-async def story(kube: KubeClient, api: Api, session: aiohttp.ClientSession, replicas: list[Replica]) -> None:
+async def story(
+    kube: KubeClient, api: Api, session: aiohttp.ClientSession, replicas: list[Replica], plane: ControlPlane
+) -> None:
     meta = {"name": "task", "namespace": NAMESPACE}
     await kube.create(
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"task.yaml": TASK}}
@@ -127,6 +136,22 @@ async def story(kube: KubeClient, api: Api, session: aiohttp.ClientSession, repl
     takeover = time.monotonic() - killed_at
     print(f"next step {takeover:.1f} s after the leader was killed")
     assert takeover < 30
+
+    # The API server restarts. The operator may end over it; then it is started again, as a kubelet would.
+    plane.kill_apiserver()
+    await asyncio.sleep(3)
+    await asyncio.to_thread(plane.start_apiserver)
+    print(
+        f"the operator {'ended' if other.process.poll() is not None else 'lived on'} while the API server was away"
+    )
+
+    async def back() -> bool:
+        if other.process.poll() is not None:
+            other.start()
+        return await other.leads(session)
+
+    await waited(back, 40)
+    await asyncio.sleep(3)
 
     # A watch event is enough: far faster than any timer.
     await play(kube, api, "evaluate", 1)

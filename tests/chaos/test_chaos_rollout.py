@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from cutover.contract import ROUTE_KEY
 from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, MODEL_ROLLOUTS, SERVICES, KubeError
 from fakes.kube import Change

@@ -6,10 +6,12 @@ change any watch could see.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+
 from cutover.contract import LABEL_ATTEMPT, LABEL_STAGE
 from cutover_operator.port import JOBS, PODS, TRAINING_RUNS, Object
 from fakes.kube import Change
@@ -46,7 +48,9 @@ class Chronicle:
             self.made.append(f"{labels[LABEL_STAGE]}-{labels[LABEL_ATTEMPT]}")
         active = [job for job in self.town.kube.each(JOBS) if not job.get("status", {}).get("conditions")]
         assert len(active) <= 1, "two Jobs at work"
-        alive = [p for p in self.town.kube.each(PODS) if p.get("status", {}).get("phase") in ("Pending", "Running")]
+        alive = [
+            p for p in self.town.kube.each(PODS) if p.get("status", {}).get("phase") in ("Pending", "Running")
+        ]
         assert len(alive) <= 1, "two pods at work"
         if change.resource == TRAINING_RUNS and "status" in change.obj:
             self._saw_status(change.obj)
@@ -92,8 +96,8 @@ async def tell(*faults: Fault) -> Told:
 
 
 @pytest.fixture(scope="module")
-async def calm() -> Told:
-    return await tell()
+def calm() -> Told:
+    return asyncio.run(tell())
 
 
 async def test_undisturbed(calm: Told) -> None:

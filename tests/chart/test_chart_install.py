@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cluster import tools
 from cluster.api import Api, ApiError
 from cluster.controlplane import ControlPlane

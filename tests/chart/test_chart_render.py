@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cluster import tools
 from cutover import contract
 from cutover.route import GatewayConfig

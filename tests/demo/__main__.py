@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from cluster import clusters
 from cluster.paths import KUBECONFIG
-
 from demo import report, story
 from demo.kubectl import Kubectl
 from demo.stack import Stack, install, open_stack, uninstall

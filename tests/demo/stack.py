@@ -15,8 +15,8 @@ from string import Template
 from typing import Any
 
 import yaml
-from cluster import images, tools
 
+from cluster import images, tools
 from demo.kubectl import Kubectl
 
 ROOT = Path(__file__).resolve().parents[2]

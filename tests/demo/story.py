@@ -12,7 +12,7 @@ from demo.stack import GATEWAY, Stack
 
 Say = Callable[[str], None]
 
-TRAINING_ROWS = 2400
+TRAINING_ROWS = 1200
 EPOCHS = 3
 APP_REQUESTS_PER_SECOND = 8.0
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import uvicorn
+
 from cutover.task import Task
 from cutover_server.assessments.app import build_app, build_ops_app
 from cutover_server.assessments.service import Service

@@ -26,13 +26,14 @@ from typing import Any
 import aiohttp
 import uvicorn
 import yaml
-from cutover.contract import HEADER_ARM, HEADER_ASSESSMENT_ID, HEADER_FALLBACK, HEADER_VERSION
-from cutover.task import Task, read_answer
 from openai import AsyncOpenAI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+
+from cutover.contract import HEADER_ARM, HEADER_ASSESSMENT_ID, HEADER_FALLBACK, HEADER_VERSION
+from cutover.task import Task, read_answer
 
 EXAMPLE = Path(
     os.environ.get("CUTOVER_EXAMPLE", Path(__file__).resolve().parents[2] / "examples/building-damage")
@@ -212,8 +213,9 @@ class Driver:
                 async with self.http.get(
                     f"{self.assessments}/api/assessments", params=query, headers=self._headers
                 ) as reply:
-                    rows = (await reply.json())["items"]
-            except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+                    reply.raise_for_status()
+                    rows = (await reply.json())["assessments"]
+            except (aiohttp.ClientError, TimeoutError):
                 self.seen.label_errors += 1
                 continue
             for row in rows:

@@ -15,12 +15,12 @@ from typing import Any
 
 import aiohttp
 import uvicorn
+from starlette.types import ASGIApp
+
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Price, Provider, Route
 from cutover.task import Task
 from cutover_server.gateway.process import serve
 from cutover_server.gateway.settings import Settings
-from starlette.types import ASGIApp
-
 from fakes.assessments_server import FakeAssessments
 from fakes.openai_server import FakeOpenAI, Model
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.api.base import FIELD_MANAGER
 from cutover.api.modelrollout import ModelRollout
 from cutover.api.trainingrun import TrainingRun
@@ -34,7 +36,6 @@ from cutover_operator.port import (
     Resource,
     resource_of,
 )
-from pydantic import ValidationError
 
 MODELS = {TRAINING_RUNS: TrainingRun, MODEL_ROLLOUTS: ModelRollout}
 NO_STATUS = frozenset({CONFIG_MAPS, EVENTS, LEASES})

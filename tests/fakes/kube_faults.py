@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
-
 from fakes.kube import clone
 
 WRITES = frozenset({"create", "replace", "apply", "apply_status", "delete"})

@@ -28,12 +28,13 @@ from typing import Any
 
 import uvicorn
 import yaml
-from cutover.contract import HEADER_BUSY_SECONDS
-from cutover.task import Task
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from cutover.contract import HEADER_BUSY_SECONDS
+from cutover.task import Task
 
 
 @dataclass

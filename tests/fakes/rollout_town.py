@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+
 from cutover.contract import (
     BREAKER_OPEN,
     COST,
@@ -39,7 +40,6 @@ from cutover_operator.rollout.decide import decide
 from cutover_operator.rollout.gather import Watchtower
 from cutover_operator.rollout.resources import Images
 from cutover_operator.rollout.world import GatewayPod, Site, Unreadable, World
-
 from fakes.kube import FakeKube
 
 NAMESPACE = "claims"

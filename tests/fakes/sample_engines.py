@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+
 from cutover_server.inference.app import build_app
 from cutover_server.inference.engine import Engine
 from cutover_server.inference.loading import Served, load

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 import yaml
+
 from cutover.stages import StageResult
 from cutover.task import Task
 

@@ -19,7 +19,6 @@ from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Confli
 from cutover_operator.settings import Settings
 from cutover_operator.training.observed import LABEL_JOB
 from cutover_operator.training.reconciler import TrainingReconciler
-
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from cluster import clusters
 from demo import stack as demo_stack
 from demo.stack import Stack

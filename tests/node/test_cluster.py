@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from cluster import images
 from cluster.clusters import Cluster, up
 from cluster.kubectl import Kubectl

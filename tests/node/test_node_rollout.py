@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from demo import story
 from demo.stack import GATEWAY, Stack
 

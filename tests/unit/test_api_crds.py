@@ -11,14 +11,15 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from cutover.api import crdgen
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ENGINE_FAMILIES, Control, Engine, Gate, GateStatus, ModelRollout
 from cutover.api.rules import RULES
 from cutover.api.trainingrun import Family, Progress, TrainingRun
 from cutover.api.unsupported import UNSUPPORTED
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = (TrainingRun, ModelRollout)

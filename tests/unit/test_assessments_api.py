@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.routing import Route
+
 from cutover.contract import LABEL_CORRECTIONS, LABELS_MATURED, SATISFACTION
 from cutover_server.assessments.app import build_app
 from cutover_server.assessments.service import Service
@@ -24,7 +26,6 @@ from fakes.assessments_service import (
     running,
 )
 from fakes.postgres_server import new_database, new_server, wait_until_answering
-from starlette.routing import Route
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, inspect, select
+
 from cutover_server.assessments import cohorts
 from cutover_server.assessments.cohorts import count_feedback, mature
 from cutover_server.assessments.database import Database
@@ -22,9 +26,6 @@ from cutover_server.assessments.labelling import UnknownAssessment, give_feedbac
 from cutover_server.assessments.schema import label_totals, maturities, metadata, satisfaction_totals
 from fakes.assessments_service import START, TASK, MovableClock, answer, record
 from fakes.postgres_server import new_database
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from sqlalchemy import func, inspect, select
 
 TASKS = {TASK.name: TASK}
 DEADLINE = 100.0

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover.contract import LABEL_RESULTS
 from cutover_server.assessments.accuracy import wilson
 from cutover_server.assessments.maturity import (
@@ -17,8 +20,6 @@ from cutover_server.assessments.maturity import (
 )
 from cutover_server.assessments.traffic import latency_edge, latency_quantile
 from fakes.assessments_service import TASK, answer
-from hypothesis import given
-from hypothesis import strategies as st
 
 LABELS = st.builds(
     Label,

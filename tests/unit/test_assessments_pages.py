@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from fakes.assessments_service import (
     ADMIN,
     PNG,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from cutover_server.assessments.main import EXIT_BAD_SETTINGS, main
 from cutover_server.assessments.settings import SettingsError, read_settings
 from fakes.assessments_service import ADMIN, INTERNAL, SURVEYOR, TASK

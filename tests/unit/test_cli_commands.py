@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cutover.api.modelrollout import Request
 from cutover_cli.arguments import parser
 from cutover_cli.kubectl import Kubectl

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from cutover_server.inference.loading import Served, load
 from cutover_server.inference.proof import judge
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.settings import ServeSettings
 from fakes import sample_models
-from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -6,12 +6,13 @@ import base64
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover.chat import template_messages
 from cutover_server.inference.chat import ChatRequest, Sampling, read_request
 from cutover_server.inference.prompt import template_form
 from cutover_server.inference.refusal import Refusal
-from hypothesis import given
-from hypothesis import strategies as st
 
 PIXEL = "data:image/png;base64," + base64.b64encode(b"anything").decode()
 JSON = st.recursive(

@@ -12,6 +12,8 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.server import ThreadedMotoServer
+
 from cutover.contract import ExitCode
 from cutover_server.inference import content
 from cutover_server.inference.base_digest import base_digest
@@ -19,7 +21,6 @@ from cutover_server.inference.content import CONTENT_FOLDER, fetch, open_source,
 from cutover_server.inference.main import main
 from cutover_server.inference.refusal import Unservable
 from fakes.sample_models import write_manifest
-from moto.server import ThreadedMotoServer
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
+
 from cutover_server.inference.chat import Sampling
 from cutover_server.inference.generation import Row, RowRun, Step, generate, nucleus
 from cutover_server.inference.loading import Served, load
 from cutover_server.inference.settings import ServeSettings
 from fakes import sample_models
-from transformers import GenerationConfig
 
 FOLDERS = {
     "llava": sample_models.tiny_llava,

@@ -13,6 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 import torch
+from openai import BadRequestError, NotFoundError, OpenAI
+from PIL import Image
+
 from cutover.contract import HEADER_BUSY_SECONDS
 from cutover_server.inference.chat import Sampling
 from cutover_server.inference.generation import OnStep, Row, RowRun, Step
@@ -20,8 +23,6 @@ from cutover_server.inference.loading import Served, load
 from cutover_server.inference.settings import ServeSettings
 from fakes import sample_models
 from fakes.sample_engines import RunningEngine, running_engine, until
-from openai import BadRequestError, NotFoundError, OpenAI
-from PIL import Image
 
 NAME = "damage-7"
 TOKENS = 8

@@ -15,11 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from cutover.contract import ExitCode
 from cutover_server.inference.process import run
 from cutover_server.inference.settings import FetchSettings, ServeSettings, read_settings
 from fakes import sample_models
-from safetensors.torch import load_file, save_file
 
 DEADLINE_SECONDS = 60.0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from cutover.api.trainingrun import Family, FineTune, Lora
 from cutover_server.inference.chat import Sampling, read_request
 from cutover_server.inference.generation import Row, Step

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from aiohttp import web
+
 from cutover.fetch import (
     Fetched,
     FetchFailed,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from cutover_server.gateway.breaker import Breaker, BreakerRules, State
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cutover_server.gateway.breaker import Breaker, BreakerRules, State
 
 RULES = BreakerRules()
 EVENTS = st.lists(

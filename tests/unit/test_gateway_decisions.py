@@ -8,6 +8,9 @@ import math
 import uuid
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover.route import Arm, Price, Route, assigned_to_candidate, mirrored
 from cutover_server.gateway.confidence import decisive_confidence, value_span
 from cutover_server.gateway.cost import cost_usd
@@ -17,8 +20,6 @@ from cutover_server.gateway.reading import Kind, read_reply
 from cutover_server.gateway.route_board import in_force
 from cutover_server.gateway.settlement import settle
 from fakes.gateway_rig import TASK
-from hypothesis import given
-from hypothesis import strategies as st
 
 CONTROL = Arm(name="gpt-4", version="gpt-4o", base_url="https://api.example.org/v1", model="gpt-4o")
 CANDIDATE = Arm(name="damage", version="v2", base_url="http://damage:8000/v1", model="damage-7b")

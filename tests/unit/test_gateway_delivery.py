@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+
 from fakes.assessments_service import INTERNAL, PNG, PNG_DIGEST, new_settings
 from fakes.assessments_service import running as assessments
 from fakes.gateway_rig import TASK, Rig, until

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from cutover.route import FallbackRules, Route
 from fakes.gateway_rig import Rig, until
 

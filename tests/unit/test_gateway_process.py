@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import yaml
+
 from cutover_server.gateway.settings import SettingsError, read_settings
 from fakes.gateway_rig import Rig, running, until
 

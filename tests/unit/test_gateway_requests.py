@@ -11,11 +11,12 @@ from pathlib import Path
 import aiohttp
 import openai
 import pytest
-from cutover.route import FallbackRules, assigned_to_candidate
-from fakes.gateway_rig import Rig, chat_body, data_url, free_port, picture, running, until
 from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as Path_
+
+from cutover.route import FallbackRules, assigned_to_candidate
+from fakes.gateway_rig import Rig, chat_body, data_url, free_port, picture, running, until
 
 
 @pytest.fixture

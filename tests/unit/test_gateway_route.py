@@ -12,15 +12,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route as Path_
+
 from cutover import contract
 from cutover.route import BASIS_POINTS
 from cutover_server.gateway.route_board import RouteBoard, RouteRefused, read_route
 from cutover_server.gateway.route_watch import ConfigMapWatch
 from fakes.gateway_rig import Rig, free_port, running, until
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route as Path_
 
 
 @pytest.fixture

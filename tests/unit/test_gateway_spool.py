@@ -11,14 +11,15 @@ from pathlib import Path
 import aiohttp
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover_server.gateway.segments import frame, read_segment
 from cutover_server.gateway.sender import Sender
 from cutover_server.gateway.spool import Spool, SpoolFull, claim_own_folder
 from cutover_server.gateway.spool_folder import SpoolFolder
 from fakes.assessments_server import FakeAssessments
 from fakes.gateway_rig import INTERNAL_TOKEN, Rig, free_port, running, until
-from hypothesis import given
-from hypothesis import strategies as st
 
 PAYLOAD = st.binary(max_size=200).filter(lambda data: b"\n" not in data)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cutover.contract import ExitCode
 from fakes.training_example import http_service, run_stage, stage_document, write_rows
 

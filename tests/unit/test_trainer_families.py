@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from cutover.contract import ExitCode
 from fakes import sample_models
 from fakes.object_store import s3_bucket
@@ -64,6 +65,7 @@ def test_a_family_goes_through_every_stage(
 
 def test_a_run_whose_rows_pictures_base_and_artifacts_lie_in_object_storage(tmp_path: Path) -> None:
     import boto3
+
     from cutover_trainer.storage import ArtifactStore
 
     torch.set_num_threads(1)

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from cutover.contract import ExitCode
 from cutover.stages import StageResult
 from cutover_trainer.probe import Probe
 from fakes.training_example import BASE_MODEL, pictures, rows, run_stage, stage_document, write_rows
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 FAST = {"fineTune": {"learningRate": 2e-3, "epochs": 2, "lora": {"targets": "language_model_and_vision"}}}
 SMALL = {"fineTune": {"learningRate": 2e-3, "epochs": 3, "batchSize": 4}}

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
 from cutover_trainer.augment import distorted
 from cutover_trainer.near_duplicates import near_pairs, perceptual_hash
 from cutover_trainer.picture import UnusablePicture, keep, load
 from cutover_trainer.schedule import Distortion
 from fakes import training_example
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 drawn = training_example.pictures().damage_picture
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cutover.contract import ExitCode
 from cutover.stages import StageResult
 from fakes.training_example import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from cutover.api.trainingrun import Quality
 from cutover_trainer.quality import Census, census, refusal, thin_test_part
 from cutover_trainer.rows import BadRow, Row

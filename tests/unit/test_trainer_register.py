@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cutover.contract import ExitCode
 from cutover_trainer.manifest import commit_folder
 from cutover_trainer.storage import ArtifactStore

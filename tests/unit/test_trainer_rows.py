@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+
 from cutover_trainer.rows import BadRow, Row, answer_text, read_row
 from fakes import training_example
 

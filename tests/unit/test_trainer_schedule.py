@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cutover.api.trainingrun import Augmentation
 from cutover_trainer.measures import (
     Judged,
@@ -15,8 +18,6 @@ from cutover_trainer.measures import (
 )
 from cutover_trainer.schedule import Distortion, Schedule
 from fakes import training_example
-from hypothesis import given
-from hypothesis import strategies as st
 
 TASK = training_example.task()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
-from cutover_trainer.split import PARTS, Member, Shares, class_counts, divide, groups_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cutover_trainer.split import PARTS, Member, Shares, class_counts, divide, groups_of
 
 SHARES = Shares(0.8, 0.1, 0.1)
 

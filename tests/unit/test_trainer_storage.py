@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from cutover_trainer.manifest import commit_folder, fetch_folder, read_manifest
 from cutover_trainer.outcome import BadInput
 from cutover_trainer.storage import ArtifactStore

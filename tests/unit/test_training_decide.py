@@ -175,6 +175,15 @@ def test_the_job_of_a_committed_attempt_is_made_again_under_the_same_name() -> N
     assert second.status == first.status
 
 
+def test_a_pod_that_never_starts_is_told_with_what_it_waits_for() -> None:
+    source = {"http": {"url": "http://assessments:8080/x", "secretRef": {"name": "auth", "key": "admin"}}}
+    given = world(running(), (job("prepare"),), (pod(job("prepare")),), dataset={"source": source})
+    assert reason(decide(given, START + timedelta(seconds=30))) == "PodPending"
+    plan = decide(given, START + timedelta(seconds=70))
+    assert reason(plan) == "PodNotStarting"
+    assert "Secret 'auth' with key 'admin'; claim 'artifacts'; claim 'models'" in str(plan.status)
+
+
 def test_an_unreadable_object_says_so_once() -> None:
     parent: Object = {
         "metadata": {"name": "run", "namespace": "ns", "uid": "u", "generation": 2},

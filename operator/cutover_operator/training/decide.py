@@ -16,7 +16,6 @@ from typing import Any
 
 from cutover.api.trainingrun import StageStatus, TrainingRun, TrainingRunSpec, TrainingRunStatus
 from cutover.task import Task
-
 from cutover_operator.conditions import find, parse_timestamp, timestamp
 from cutover_operator.origins import is_allowed
 from cutover_operator.plan import Action, Apply, Delete, Notice, Plan
@@ -24,7 +23,7 @@ from cutover_operator.port import CONFIG_MAPS, JOBS
 from cutover_operator.training import report, spending
 from cutover_operator.training.observed import PodSeen
 from cutover_operator.training.report import Standing
-from cutover_operator.training.resources import GPU_STAGES, NAME_LIMIT, Attempt, build
+from cutover_operator.training.resources import GPU_STAGES, NAME_LIMIT, Attempt, build, needs
 from cutover_operator.training.settle import current, job_of, pod_of, settle, with_stage
 from cutover_operator.training.world import NoTask, World
 
@@ -35,6 +34,8 @@ LOOK_AGAIN_SECONDS = 30.0
 LINGER_SECONDS = 180.0
 """How long after the end of its grace a pod on a node that does not answer keeps the next attempt waiting."""
 UNSCHEDULABLE_SECONDS = 10.0
+SLOW_START_SECONDS = 60.0
+"""A missing Secret leaves no word in the pod itself: after this the run names what the pod waits for."""
 OVERDRAFT_SECONDS = 60.0
 """Per GPU: starting and checkpointing are not the trainer's to count."""
 KEPT_JOBS = 12
@@ -154,6 +155,10 @@ def job_runs(s: Situation) -> Answer | None:
     if pod is not None and pod.over:
         text = f"{s.stage.name}: the pod of attempt {s.stage.attempt} has ended"
         return Answer(Standing("StageEnding", text), again_in_seconds=POLL_SECONDS)
+    if pod is not None and not pod.running and _age_seconds(pod, s.now) > SLOW_START_SECONDS:
+        wanted = "; ".join(needs(s.spec, s.stage.name)) or "its image"
+        text = f"pod {pod.name} has not started on node {pod.node or '?'}; it needs {wanted}; see kubectl describe pod"
+        return Answer(Standing("PodNotStarting", text), again_in_seconds=PENDING_SECONDS)
     if pod is None or not pod.running:
         text = f"{s.stage.name}: attempt {s.stage.attempt} waits for its pod to start"
         return Answer(Standing("PodPending", text), again_in_seconds=PENDING_SECONDS)
@@ -327,10 +332,13 @@ def _trouble(pod: PodSeen | None, now: datetime) -> Standing | None:
     """A pod that cannot start, in its own words: told, never counted as a failure."""
     if pod is None or pod.trouble is None:
         return None
-    age = (now - pod.created_at).total_seconds() if pod.created_at else UNSCHEDULABLE_SECONDS
-    if pod.trouble.reason == "Unschedulable" and age < UNSCHEDULABLE_SECONDS:
+    if pod.trouble.reason == "Unschedulable" and _age_seconds(pod, now) < UNSCHEDULABLE_SECONDS:
         return None
     return Standing(pod.trouble.reason, f"pod {pod.name}: {pod.trouble.message}")
+
+
+def _age_seconds(pod: PodSeen, now: datetime) -> float:
+    return (now - pod.created_at).total_seconds() if pod.created_at else 0.0
 
 
 def _ended_by_force(s: Situation, *, spare_current: bool = True) -> tuple[Action, ...]:

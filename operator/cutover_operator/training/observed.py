@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cutover.contract import LABEL_ATTEMPT, LABEL_OWNER_UID, LABEL_STAGE, RESOURCE_GPU
-from cutover.stages import StageResult
 from pydantic import ValidationError
 
+from cutover.contract import LABEL_ATTEMPT, LABEL_OWNER_UID, LABEL_STAGE, RESOURCE_GPU
+from cutover.stages import StageResult
 from cutover_operator.conditions import parse_timestamp
 from cutover_operator.port import Object
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 from cutover.contract import ExitCode
 from cutover.stages import StageResult
-
 from cutover_operator.training.observed import JobSeen, PodSeen
 
 Kind = Literal["done", "badInput", "interrupted", "failed"]

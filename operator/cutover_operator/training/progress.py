@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from cutover.api.trainingrun import Progress
 from cutover.stages import ProgressLine
-from pydantic import ValidationError
 
 TAIL_LINES = 40
 

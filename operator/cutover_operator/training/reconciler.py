@@ -6,11 +6,11 @@ from datetime import datetime
 from functools import lru_cache
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.api.trainingrun import Progress, TrainingRun
 from cutover.contract import LABEL_OWNER_KIND, LABEL_OWNER_NAME
 from cutover.task import Task
-from pydantic import ValidationError
-
 from cutover_operator.plan import Key, Plan
 from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Kube, KubeError
 from cutover_operator.settings import Settings

@@ -7,7 +7,6 @@ from datetime import datetime
 
 from cutover.api.base import Condition
 from cutover.api.trainingrun import Stage, StageStatus, TrainingRunSpec, TrainingRunStatus
-
 from cutover_operator.conditions import Fact, find, merge
 from cutover_operator.plan import Notice
 from cutover_operator.training import spending

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
+
 from cutover.api.base import ClaimRef, SecretKeyRef
 from cutover.api.trainingrun import Stage, TrainingRunSpec
 from cutover.contract import (
@@ -31,7 +32,6 @@ from cutover.contract import (
 )
 from cutover.stages import RunIdentity, StageConfig
 from cutover.task import Task
-
 from cutover_operator.origins import origin_of
 from cutover_operator.port import CONFIG_MAPS, JOBS, TRAINING_RUNS, Object
 
@@ -181,6 +181,20 @@ def stage_config(attempt: Attempt) -> StageConfig:
         gpu_seconds_left=attempt.gpu_seconds_left,
         attempt=attempt.number,
     )
+
+
+def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
+    """What a stage's pod cannot start without, in words."""
+    source, mlflow = spec.dataset.source, spec.registry.mlflow
+    refs = [
+        source.http.secret_ref if source.http and stage == "prepare" else None,
+        mlflow.secret_ref if mlflow and stage == "register" else None,
+    ]
+    claims = [spec.output.claim, _base_claim(spec), source.claim if stage == "prepare" else None]
+    return [
+        *(f"Secret {ref.name!r} with key {ref.key!r}" for ref in refs if ref),
+        *(f"claim {ref.name!r}" for ref in claims if ref),
+    ]
 
 
 def _template(attempt: Attempt) -> Object:

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from cutover.api.trainingrun import STAGES, StageStatus, TrainingRunSpec, TrainingRunStatus
 from cutover.stages import StageResult
-
 from cutover_operator.conditions import timestamp
 from cutover_operator.plan import Notice
 from cutover_operator.training import progress, spending

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from cutover.api.trainingrun import DataSummary, PodUse, TrainingRunSpec
-
 from cutover_operator.training.observed import PodSeen
 
 GRAIN_SECONDS = 30.0

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from cutover.api.trainingrun import Progress, TrainingRun
 from cutover.task import Task
-
 from cutover_operator.port import Object
 from cutover_operator.training.observed import JobSeen, PodSeen
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cutover.contract import FIELD_OVERALL
-from cutover.task import Task, score
 from sqlalchemy import select, tuple_
 
+from cutover.contract import FIELD_OVERALL
+from cutover.task import Task, score
 from cutover_server.assessments.cohorts import labels_of
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.maturity import Label, Request, judged_answers

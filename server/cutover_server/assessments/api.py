@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from cutover.contract import PATH_ACCURACY_STATS, PATH_EXPORT, PATH_PICTURES, PATH_RECORDS
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from cutover.contract import PATH_ACCURACY_STATS, PATH_EXPORT, PATH_PICTURES, PATH_RECORDS
 from cutover_server.assessments.auth import Identity, Role, protect
 from cutover_server.assessments.body import (
     FeedbackBody,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cutover.contract import PATH_LIVE, PATH_METRICS, PATH_READY
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -15,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cutover.contract import PATH_LIVE, PATH_METRICS, PATH_READY
 from cutover_server.assessments.api import Api, validation_problem
 from cutover_server.assessments.body import BodyTooLarge, BodyUnfit
 from cutover_server.assessments.database import DatabaseDown

@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cutover.task import Task
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cutover.task import Task
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.maturity import (
     Label,

@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cutover.contract import LABEL_CORRECTIONS, LABEL_RESULTS, LABELS_MATURED, SATISFACTION
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Table, select
 
+from cutover.contract import LABEL_CORRECTIONS, LABEL_RESULTS, LABELS_MATURED, SATISFACTION
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.schema import correction_totals, label_totals, satisfaction_totals
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cutover.task import Task
 from sqlalchemy import delete, select, update
 
+from cutover.task import Task
 from cutover_server.assessments.cohorts import count_assessment
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.pictures import PictureStore, purge

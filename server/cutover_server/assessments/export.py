@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cutover.task import Task
 from sqlalchemy import Row, and_, or_, select, tuple_
 
+from cutover.task import Task
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.listing import pictures_of
 from cutover_server.assessments.reply import sound_text

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from cutover.records import AssessmentRecord, ShadowUpdate
 from pydantic import ValidationError
 from sqlalchemy import delete, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cutover.records import AssessmentRecord, ShadowUpdate
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.schema import (
     assessment_pictures,

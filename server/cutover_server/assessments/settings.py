@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.contract import PORT_APP, PORT_OPS
 from cutover.task import Task
-from pydantic import ValidationError
 
 MIN_TOKEN_CHARACTERS = 16
 

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import orjson
-from cutover import contract
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as Path_
 
+from cutover import contract
 from cutover_server.gateway.chat_request import read_request
 from cutover_server.gateway.exchange import Exchange
 from cutover_server.gateway.metrics import arms_of

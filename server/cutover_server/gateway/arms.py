@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import aiohttp
+
 from cutover.contract import HEADER_BUSY_SECONDS
 from cutover.route import Arm
 from cutover.task import Task
-
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.confidence import decisive_confidence
 from cutover_server.gateway.cost import cost_usd

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cutover.route import Arm
-
 from cutover_server.gateway.reading import Reading
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 from cutover.route import Arm, Route
-
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.breaker import Breaker, BreakerRules
 from cutover_server.gateway.settlement import same_endpoint

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+
 from cutover.contract import HEADER_ASSESSMENT_ID
 from cutover.route import Arm
 from cutover.task import Task
-
 from cutover_server.gateway.openai_shape import ApiError
 
 MAX_PICTURES = 16

@@ -18,11 +18,11 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+
 from cutover import contract
 from cutover.fetch import FetchPolicy
 from cutover.records import ArmName
 from cutover.route import Arm, Route, assigned_to_candidate, mirrored
-
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from cutover import contract
-from cutover.route import Arm, Route, label_probability
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,6 +18,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from cutover import contract
+from cutover.route import Arm, Route, label_probability
 from cutover_server.gateway.settlement import FALLBACK_REASONS
 
 AGREEMENTS = ("agree", "disagree", "invalid", "error")

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
-from cutover.fetch import FetchFailed, FetchPolicy, FetchRefused, fetch_bytes, read_data_url
 
+from cutover.fetch import FetchFailed, FetchPolicy, FetchRefused, fetch_bytes, read_data_url
 from cutover_server.gateway.openai_shape import ApiError
 
 _INLINE_CHARACTERS = 65_536

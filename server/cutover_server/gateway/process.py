@@ -17,10 +17,10 @@ from collections.abc import Iterator
 
 import aiohttp
 import uvicorn
-from cutover.fetch import FetchPolicy, guarded_session
-from cutover.route import Route
 from starlette.applications import Starlette
 
+from cutover.fetch import FetchPolicy, guarded_session
+from cutover.route import Route
 from cutover_server.gateway.app import Applications
 from cutover_server.gateway.arms import ArmCaller, outbound_session
 from cutover_server.gateway.breakers import Breakers

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
+
 from cutover.task import Task, Unreadable, read_answer
 
 Kind = Literal["answered", "invalid", "error", "timeout", "overload", "refused", "breaker"]

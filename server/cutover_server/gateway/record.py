@@ -7,7 +7,6 @@ from typing import Any
 
 from cutover.records import ArmAnswer, ArmName, AssessmentRecord
 from cutover.route import Route, label_probability, sampled_for_label
-
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.settlement import Settlement
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import jsonschema_rs
-from cutover.route import GatewayConfig, Route, RouteReport
 from pydantic import ValidationError
+
+from cutover.route import GatewayConfig, Route, RouteReport
 
 log = logging.getLogger(__name__)
 NEWEST_SCHEMA = 2

@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+
 from cutover.contract import ROUTE_KEY
 
 log = logging.getLogger(__name__)

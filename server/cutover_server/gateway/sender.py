@@ -16,8 +16,8 @@ from pathlib import Path
 
 import aiohttp
 import orjson
-from cutover.contract import PATH_PICTURES, PATH_RECORDS
 
+from cutover.contract import PATH_PICTURES, PATH_RECORDS
 from cutover_server.gateway.segments import read_segment
 from cutover_server.gateway.spool import Spool
 from cutover_server.gateway.spool_folder import SpoolFolder, pictures_of

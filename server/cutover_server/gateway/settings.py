@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
+
 from cutover.contract import KEYS_FOLDER, PORT_APP, PORT_OPS
 from cutover.route import GatewayConfig
-from pydantic import ValidationError
 
 _ACCOUNT_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 

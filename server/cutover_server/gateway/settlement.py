@@ -19,7 +19,6 @@ from typing import Literal
 
 from cutover.records import ArmName
 from cutover.route import Arm, Route
-
 from cutover_server.gateway.reading import Kind
 
 Outcome = Literal["ok", "error", "deferred", "rejected"]

@@ -15,7 +15,6 @@ from typing import Any
 from cutover.records import ShadowUpdate
 from cutover.route import Arm
 from cutover.task import Task
-
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.metrics import GatewayMetrics

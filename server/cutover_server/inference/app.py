@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cutover.contract import HEADER_BUSY_SECONDS, PATH_LIVE, PATH_METRICS, PATH_READY
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from cutover.contract import HEADER_BUSY_SECONDS, PATH_LIVE, PATH_METRICS, PATH_READY
 from cutover_server.inference.answers import DONE_EVENT, Answer, Envelope, event
 from cutover_server.inference.batching import Job, QueueFull
 from cutover_server.inference.engine import Engine, Prepared

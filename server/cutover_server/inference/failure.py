@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 
 from cutover.contract import TERMINATION_LIMIT_BYTES, TERMINATION_LOG, ExitCode
-
 from cutover_server.inference.lines import log
 from cutover_server.inference.refusal import Unservable
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cutover.contract import ExitCode
-
 from cutover_server.inference.content import fetch
 from cutover_server.inference.failure import report_failure
 from cutover_server.inference.lines import log

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from cutover.contract import ExitCode
 from transformers.utils import logging as transformers_logging
 
+from cutover.contract import ExitCode
 from cutover_server.inference.app import build_app
 from cutover_server.inference.engine import Engine
 from cutover_server.inference.failure import report_failure

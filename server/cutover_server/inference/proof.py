@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cutover.chat import template_messages
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cutover.chat import template_messages
 from cutover_server.inference.generation import collate
 from cutover_server.inference.picture import open_picture
 from cutover_server.inference.prompt import Inputs, PromptBuilder
