@@ -57,6 +57,7 @@ images: setup ## Build the images and hand them to the cluster
 crds: setup ## Generate crds/*.yaml from the models, and the chart's copies
 	$(RUN)/python -m cutover.api.crdgen crds
 	$(RUN)/python charts/sync_crds.py
+	$(RUN)/python -m cutover.api.reference docs/resources.md
 
 .PHONY: chart
 chart: crds ## Package the chart into build/

@@ -44,8 +44,8 @@ def up() -> int:
         kubeconfig = clusters.up().kubeconfig
         say(f"cluster ready; look at it with: export KUBECONFIG={kubeconfig}")
     with timed("images and chart"):
+        uninstall(Stack(Kubectl(kubeconfig, NAMESPACE), {}))  # what an earlier run left
         stack = open_stack(kubeconfig, NAMESPACE)
-        stack.kube.run("delete", "modelrollouts,trainingruns", "--all", "--timeout=120s", check=False)
         install(stack, say)
     with timed("seeding"):
         story.seed(stack, say)

@@ -231,8 +231,10 @@ def install(stack: Stack, progress: Any = print) -> None:
 
 
 def uninstall(stack: Stack) -> None:
-    """Custom resources first, while the operator still runs and can give the traffic back."""
-    stack.kube.run("delete", "modelrollouts,trainingruns", "--all", "--timeout=120s", check=False)
+    """Custom resources first, while the operator still runs and can give the traffic back; then all the rest."""
+    if stack.kube.get("namespace", stack.namespace) is None:
+        return
+    stack.kube.run("delete", "modelrollouts,trainingruns", "--all", "--timeout=60s", check=False)
     command = [str(tools.helm()), "uninstall", RELEASE, f"--kubeconfig={stack.kube.kubeconfig}"]
     subprocess.run([*command, f"--namespace={stack.namespace}"], capture_output=True, check=False)
-    stack.kube.run("delete", "namespace", stack.namespace, "--wait=false", check=False)
+    stack.kube.run("delete", "namespace", stack.namespace, "--timeout=180s")

@@ -8,6 +8,7 @@ import pytest
 
 from cluster import clusters
 from demo import stack as demo_stack
+from demo.kubectl import Kubectl
 from demo.stack import Stack
 
 NAMESPACE = "cutover-node"
@@ -15,11 +16,12 @@ NAMESPACE = "cutover-node"
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    opened = demo_stack.open_stack(clusters.up().kubeconfig, NAMESPACE)
-    opened.kube.run("delete", "modelrollouts,trainingruns", "--all", "--timeout=120s", check=False)
+    kubeconfig = clusters.up().kubeconfig
+    demo_stack.uninstall(Stack(Kubectl(kubeconfig, NAMESPACE), {}))  # what an earlier run left
+    opened = demo_stack.open_stack(kubeconfig, NAMESPACE)
     demo_stack.install(opened)
     yield opened
-    opened.kube.call("driver", "/app", {"rps": 0})
+    demo_stack.uninstall(opened)
 
 
 @pytest.fixture
