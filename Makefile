@@ -24,6 +24,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
 	$(RUN)/lint-imports
+	$(RUN)/python tests/cluster/requirements.py --check
 
 .PHONY: test
 test: setup ## All tiers: lint, unit, api, chart, node; prints how long each took
@@ -58,6 +59,11 @@ crds: setup ## Generate crds/*.yaml from the models, and the chart's copies
 	$(RUN)/python -m cutover.api.crdgen crds
 	$(RUN)/python charts/sync_crds.py
 	$(RUN)/python -m cutover.api.reference docs/resources.md
+
+.PHONY: lock
+lock: ## Lock the dependencies anew, and what each image installs
+	uv lock
+	$(RUN)/python tests/cluster/requirements.py
 
 .PHONY: chart
 chart: crds ## Package the chart into build/
