@@ -5,11 +5,12 @@ as a build argument that leaves no trace, and never becomes part of an image.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.packages import find
 from cluster.paths import BUILDAH, DOWNLOADS, LOGS, RUN
-from cluster.shell import attempt, run
+from cluster.shell import CommandError, attempt, run
 
 # The cache mounts of Dockerfiles, which keep what pip and uv fetched, lie in the folder for temporary files.
 ENVIRONMENT = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay", "TMPDIR": str(DOWNLOADS)}
@@ -34,7 +35,18 @@ def build(dockerfile: Path, context: Path, reference: str, arguments: Mapping[st
 
 def has(reference: str) -> bool:
     """Whether our storage holds this image."""
-    return reference in buildah("images", "--format={{.Name}}:{{.Tag}}").split()
+    return reference in names()
+
+
+def forget(reference: str) -> None:
+    """Drop an image, unless another one stands on it."""
+    with suppress(CommandError):
+        buildah("rmi", reference)
+
+
+def names() -> list[str]:
+    """Every image of our storage, newest first."""
+    return buildah("images", "--format={{.Name}}:{{.Tag}}").split()
 
 
 def push(reference: str) -> None:

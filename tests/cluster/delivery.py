@@ -9,6 +9,8 @@ from cluster import base, buildah, containers, packages, registry
 from cluster.clusters import KIND, Cluster
 from cluster.shell import attempt, run
 
+KEPT = 2
+
 
 class Delivery(Protocol):
     """One such way. `has` asks the store, `arrived` the node."""
@@ -47,6 +49,22 @@ class ToNode:
 
     def bring(self, reference: str) -> None:
         containers.pull(reference)
+        self._retire(reference)
+
+    def _retire(self, reference: str) -> None:
+        """Keep this and the image before it: every change of the code makes a new one, and disks are finite.
+
+        What a container still uses is refused by either store and goes at a later turn.
+        """
+        name = reference.rpartition(":")[0]
+        built = [line for line in buildah.names() if line.startswith(f"{name}:")]
+        for old in built[KEPT:]:
+            buildah.forget(old)
+        for old in run(containers.ctr("images", "list", "-q")).split():
+            if old.startswith(f"{name}:") and old not in built[:KEPT]:
+                attempt(containers.ctr("images", "delete", old))
+        # The layers are unpacked and the registry has them: a second copy on the node would only fill the disk.
+        attempt(containers.ctr("content", "prune", "references"))
 
 
 class ToKind:
