@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +387,6 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(image)).decode()
 
 
-@cache
 def task_document() -> dict[str, Any]:
     """The task these pictures belong to, as `task.yaml` beside this file says it."""
     document = yaml.safe_load((Path(__file__).parent / "task.yaml").read_text())

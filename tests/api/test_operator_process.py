@@ -125,9 +125,15 @@ async def story(
     await job(kube, "train", 1)
     leader = await waited(lambda: leading(session, replicas), 30)
     (other,) = (replica for replica in replicas if replica is not leader)
-    async with session.get(f"http://127.0.0.1:{other.port}/readyz") as answer:
-        assert answer.status == 200
 
+    async def standby_ready() -> bool:
+        try:
+            async with session.get(f"http://127.0.0.1:{other.port}/readyz") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False  # its port opens when Python has read its imports
+
+    await waited(standby_ready, 60)
     leader.process.send_signal(signal.SIGKILL)
     leader.process.wait()
     killed_at = time.monotonic()

@@ -14,7 +14,7 @@ Say = Callable[[str], None]
 
 TRAINING_ROWS = 1200
 EPOCHS = 3
-APP_REQUESTS_PER_SECOND = 8.0
+APP_REQUESTS_PER_SECOND = 14.0
 
 BUILTIN = {
     "engine": "builtin",

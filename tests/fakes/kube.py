@@ -37,7 +37,10 @@ from cutover_operator.port import (
     resource_of,
 )
 
-MODELS: dict[Resource, type[TrainingRun] | type[ModelRollout]] = {TRAINING_RUNS: TrainingRun, MODEL_ROLLOUTS: ModelRollout}
+MODELS: dict[Resource, type[TrainingRun] | type[ModelRollout]] = {
+    TRAINING_RUNS: TrainingRun,
+    MODEL_ROLLOUTS: ModelRollout,
+}
 NO_STATUS = frozenset({CONFIG_MAPS, EVENTS, LEASES})
 NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")

@@ -26,11 +26,11 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def app(stack: Stack) -> Iterator[Stack]:
-    """The app asks ten times a second and the surveyor labels, for as long as the test runs."""
+    """The app asks sixteen times a second and the surveyor labels, for as long as the test runs."""
     for name in demo_stack.STAND_INS:
         stack.kube.call(name, "/admin/behaviour", {"accuracy": 0.96, "latency_mean_seconds": 0.02})
     stack.kube.call("driver", "/surveyor", {"on": True})
-    stack.kube.call("driver", "/app", {"rps": 10, "reset": True})
+    stack.kube.call("driver", "/app", {"rps": 16, "reset": True})
     yield stack
     stack.kube.call("driver", "/app", {"rps": 0})
     stack.kube.run("delete", "modelrollouts", "--all", "--timeout=120s")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from cutover.api import reference
 from cutover.contract import PATH_EXPORT
 

@@ -244,7 +244,7 @@ def test_all_stages_teach_the_base_what_damage_looks_like(tmp_path: Path) -> Non
     assert result.model.version == result.model.digest[:12]
     evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())
     summary = evaluation["summary"]
-    assert summary["n"] == 80
+    assert summary["examples"] == 80
     assert summary["accuracyBefore"]["damageType"] <= 0.25
     assert summary["accuracy"]["damageType"] >= 0.6
     assert summary["jsonValidity"] == 1.0
