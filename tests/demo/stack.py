@@ -165,6 +165,7 @@ def chart_values(stack: Stack) -> dict[str, Any]:
         }
     }
     return {
+        "crds": {"enabled": False},
         "images": {
             "operator": stack.refs["operator"],
             "server": stack.refs["server"],
@@ -191,6 +192,8 @@ def chart_values(stack: Stack) -> dict[str, Any]:
 
 
 def install_chart(stack: Stack) -> None:
+    """The CRDs by themselves: they outlive releases, and a release of another namespace may own them already."""
+    stack.kube.run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
         yaml.safe_dump(chart_values(stack), values)
         values.flush()
