@@ -155,6 +155,8 @@ def _base_model(stack: Stack) -> None:
 def chart_values(stack: Stack) -> dict[str, Any]:
     """The chart's values for this stack: real GPT-4 would differ in `baseUrl` and the key alone."""
     task = yaml.safe_load((EXAMPLE / "task.yaml").read_text())
+    # Two stacks and a training Job find room on two cores.
+    small = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "768Mi"}}
     price = {"kind": "tokens", "usdPerRequest": 0.04, "validFrom": "2026-11-01"}
     providers = {
         "gpt-4": {
@@ -173,6 +175,7 @@ def chart_values(stack: Stack) -> dict[str, Any]:
         },
         "operator": {
             "replicas": 2,
+            "resources": small,
             "prometheusUrl": "http://prometheus:9090",
             "allowedUrls": ["http://mlflow:5000"],
         },
@@ -181,13 +184,14 @@ def chart_values(stack: Stack) -> dict[str, Any]:
             {
                 "name": GATEWAY,
                 "replicas": 2,
+                "resources": small,
                 "providers": providers,
                 "defaultProvider": "gpt-4",
                 "task": task,
                 "keysSecret": "demo-keys",
             }
         ],
-        "assessments": {"database": {"existingSecret": "demo", "key": "database-url"}},
+        "assessments": {"resources": small, "database": {"existingSecret": "demo", "key": "database-url"}},
     }
 
 
