@@ -158,7 +158,7 @@ def slow_candidate(stack: Stack, say: Say) -> Act:
     behave(stack, "slow-model", accuracy=0.95, latency_mean_seconds=0.02)
 
     def at_step(step: str) -> None:
-        if "25" in step:
+        if "weight 25%" in step:
             say("slow-model now takes 3 s for an answer")
             behave(stack, "slow-model", accuracy=0.95, latency_mean_seconds=3.0)
 

@@ -36,7 +36,7 @@ def test_a_training_run_trains_on_the_gpu_node_and_registers_its_model(stack: St
 
 
 def test_too_few_rows_stop_the_run_with_the_numbers_and_the_remedy(stack: Stack) -> None:
-    manifest = stack.render("trainingrun.yaml", MIN_EXAMPLES="100000", EPOCHS="1", MIN_ACCURACY="0.2")
+    manifest = stack.render("trainingrun.yaml", MIN_EXAMPLES="40000", EPOCHS="1", MIN_ACCURACY="0.2")
     stack.kube.apply(manifest.replace("name: damage-v1", "name: too-few"))
 
     def stalled() -> str | None:
@@ -47,5 +47,5 @@ def test_too_few_rows_stop_the_run_with_the_numbers_and_the_remedy(stack: Stack)
 
     message = stack.kube.wait("DataReady=False", stalled, 300)
     assert "minExamples" in message
-    assert "100000" in message.replace(",", "").replace("_", "")
+    assert "40000" in message.replace(",", "").replace("_", "")
     stack.kube.run("delete", "trainingrun", "too-few", "--timeout=60s")
