@@ -49,7 +49,7 @@ def down(purge: bool = False) -> None:
                 sweep.everything()
         if purge:
             with step(f"removing {CACHE}"):
-                shutil.rmtree(CACHE)
+                sweep.remove(CACHE)
 
 
 def status() -> str:

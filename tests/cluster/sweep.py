@@ -101,9 +101,9 @@ def _end_pods() -> None:
     def members() -> set[int]:
         pids: set[int] = set()
         for group in _cgroups():
-            for file in group.rglob("cgroup.procs"):
+            for folder, _, _ in os.walk(group):  # unlike rglob it bears that groups vanish meanwhile
                 with contextlib.suppress(OSError):
-                    pids.update(map(int, file.read_text().split()))
+                    pids.update(map(int, (Path(folder) / "cgroup.procs").read_text().split()))
         return pids
 
     def gone() -> bool:
@@ -122,24 +122,31 @@ def _remove_cgroups() -> None:
                 Path(folder).rmdir()
 
 
-def _mounts() -> list[str]:
+def _mounts(*folders: Path) -> list[str]:
     """Mount points below our folders, the deepest first."""
+    starts = tuple(f"{folder}/" for folder in folders or (NODE, RUN))
     points = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), line.split()[4])
-        if point.startswith((f"{NODE}/", f"{RUN}/")):
+        if point.startswith(starts):
             points.append(point)
     return sorted(points, key=len, reverse=True)
 
 
-def _unmount() -> None:
-    points = _mounts()
+def remove(folder: Path) -> None:
+    """Remove a folder of ours for good; a build that was killed leaves its file systems mounted in it."""
+    _unmount(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _unmount(*folders: Path) -> None:
+    points = _mounts(*folders)
     if points:
         run(["umount", "--lazy", *points])
-    if _mounts():
-        raise RuntimeError(
-            f"still mounted: {_mounts()}"
-        )  # removing the folders now would remove what is mounted
+    if left := _mounts(*folders):
+        # Removing the folders now would remove what is mounted.
+        raise RuntimeError(f"still mounted: {left}")
 
 
 def _remove_sockets() -> None:
