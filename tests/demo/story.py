@@ -80,7 +80,11 @@ def follow_training(stack: Stack, say: Say, name: str, timeout_seconds: float) -
 
 def train(stack: Stack, say: Say, rows: int = TRAINING_ROWS, epochs: int = EPOCHS) -> dict[str, Any]:
     stack.apply(
-        "trainingrun.yaml", MIN_EXAMPLES=str(int(rows * 0.95)), EPOCHS=str(epochs), MIN_ACCURACY="0.85"
+        "trainingrun.yaml",
+        LIMIT=str(rows),
+        MIN_EXAMPLES=str(int(rows * 0.95)),
+        EPOCHS=str(epochs),
+        MIN_ACCURACY="0.85",
     )
     return follow_training(stack, say, "damage-v1", timeout_seconds=1200)
 

@@ -40,6 +40,22 @@ def test_rows_are_streamed_with_the_token_and_the_limit(tmp_path: Path) -> None:
     assert (tmp_path / "run/export/rows.jsonl").read_bytes() == b"".join(LINES.splitlines(keepends=True)[:3])
 
 
+def test_a_smaller_limit_in_the_url_holds(tmp_path: Path) -> None:
+    with http_service(lambda path, headers: (200, LINES)) as origin:
+        document = http_document(tmp_path, f"{origin}/export?limit=2", (origin,), limit=4)
+        assert run_stage("export", document, tmp_path)[0] == ExitCode.DONE
+    assert (tmp_path / "run/export/rows.jsonl").read_bytes() == b"".join(LINES.splitlines(keepends=True)[:2])
+
+
+def test_a_limit_in_the_url_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with http_service(lambda path, headers: (200, LINES)) as origin:
+        document = http_document(tmp_path, f"{origin}/export?limit=many", (origin,))
+        code, result = run_stage("export", document, tmp_path)
+    assert code == ExitCode.BAD_INPUT
+    assert "'many'" in result.message
+    assert "dataset.limit" in result.message
+
+
 @pytest.mark.parametrize(
     ("status", "code", "reason", "said"),
     [

@@ -86,7 +86,7 @@ def _write_rows(config: StageConfig, target: Path) -> int:
 
 # ------------------------------------------------------------------ HTTP
 async def _write_http_rows(config: StageConfig, url: str, target: Path) -> int:
-    limit = config.spec.dataset.limit
+    limit = _rows_wanted(url, config.spec.dataset.limit)
     asked = URL(url).update_query(limit=str(limit))
     policy = FetchPolicy(allowed_origins=config.allowed_origins)
     headers = {
@@ -116,6 +116,20 @@ async def _write_http_rows(config: StageConfig, url: str, target: Path) -> int:
     except FetchFailed as error:
         raise StageFailed("SourceUnavailable", f"dataset.source.http.url: {error}") from None
     return count
+
+
+def _rows_wanted(url: str, limit: int) -> int:
+    """The smaller of `dataset.limit` and the URL's own `limit`: neither is silently overruled."""
+    own = URL(url).query.get("limit")
+    if own is None:
+        return limit
+    if not (own.isascii() and own.isdigit() and int(own) > 0):
+        raise BadInput(
+            "SourceRefused",
+            f"dataset.source.http.url: its limit {own[:32]!r} is no positive number; "
+            "remove it and set dataset.limit",
+        )
+    return min(limit, int(own))
 
 
 def _check_status(status: int, url: str) -> None:

@@ -110,7 +110,7 @@ class Dataset(ApiModel):
 
     source: DatasetSource
     limit: Annotated[int, Field(ge=1, le=10_000_000)] = 50_000
-    """Rows read at most."""
+    """Rows read at most; a `limit` in the source's URL that is smaller holds as well."""
     split: Split = Field(default_factory=Split)
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
     """Seed of the split and of the augmentation."""
