@@ -75,6 +75,8 @@ class LabelSampling(WireModel):
 
     probability: dict[str, float] = Field(default_factory=lambda: {STRATUM_ALL: 0.0})
     deadline_seconds: float = 86400.0
+    mirrored: bool = False
+    """A sampled request that the control answers is copied to the candidate too, whatever the shadow share."""
 
 
 class Route(WireModel):
@@ -162,6 +164,13 @@ def mirrored(route: Route, key: str) -> bool:
     if route.candidate is None or route.shadow_basis_points == 0 or assigned_to_candidate(route, key):
         return False
     return bucket(route.salt, "shadow", key) * BASIS_POINTS < route.shadow_basis_points
+
+
+def mirrored_for_label(route: Route, key: str, request_id: str) -> bool:
+    """Whether a request the control answers is copied to the candidate because people will label it."""
+    if route.candidate is None or not route.labels.mirrored or assigned_to_candidate(route, key):
+        return False
+    return sampled_for_label(route, request_id)
 
 
 def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:

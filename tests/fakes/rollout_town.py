@@ -276,6 +276,8 @@ class Town:
         mirrored = int(self.random.binomial(n - mine, route.shadow_basis_points / 10000))
         if route.shadow_basis_points:
             self._mirror(pod, route, mirrored)
+        elif route.labels.mirrored:
+            self._sample(route, "candidate", n - mine, self.candidate.accuracy, route.candidate.version)
 
     def _answer(self, pod: str, route: Route, arm: str, n: int, how: Behaviour, version: str) -> None:
         own = {"gateway": GATEWAY, "rollout": route.rollout, "arm": arm, "version": version, "instance": pod}

@@ -52,6 +52,9 @@ def test_a_step_in_basis_points_with_the_uid_as_salt() -> None:
     assert (route.generation, route.rollout, route.rollout_name) == (3, "key", "cut")
     assert route.labels.probability == {"all": 0.5}
     assert route.labels.deadline_seconds == 60
+    assert route.labels.mirrored
+    served = spec_of(analysis={"labels": {"pool": "served"}})
+    assert not render(served, GATEWAY, position(), 3).labels.mirrored
     assert route.fallback == GPT4
     assert not route.fallback_rules.reverse, "only a promoted candidate answers for a dead control"
     assert render(spec_of(), GATEWAY, position(promoted=True), 3).fallback_rules.reverse

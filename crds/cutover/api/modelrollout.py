@@ -189,6 +189,9 @@ class Labels(ApiModel):
     """Labels people can give; the gateway samples accordingly."""
     deadline: Annotated[Duration, between("1s", "90d")] = "24h"
     """A sampled request counts when it is this old: right, wrong, or missing (which counts against what is being proven)."""
+    pool: Literal["served", "mirrored"] = "mirrored"
+    """mirrored: a sampled request that the control answers is copied to the candidate too, so that one label judges both
+    models at every step; served: only answers that reached somebody, and those of a shadow step."""
     strata: Literal["none", "disagreement"] = "none"
     """disagreement: sample requests where the two models differ more often."""
 

@@ -104,6 +104,7 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
         labels=LabelSampling(
             probability={STRATUM_ALL: position.label_probability},
             deadline_seconds=to_seconds(spec.analysis.labels.deadline),
+            mirrored=spec.analysis.labels.pool == "mirrored",
         ),
     )
 

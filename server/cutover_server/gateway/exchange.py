@@ -22,7 +22,7 @@ import aiohttp
 from cutover import contract
 from cutover.fetch import FetchPolicy
 from cutover.records import ArmName
-from cutover.route import Arm, Route, assigned_to_candidate, mirrored
+from cutover.route import Arm, Route, assigned_to_candidate, mirrored, mirrored_for_label
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt
@@ -235,7 +235,10 @@ class Exchange:
 
     def _mirror(self, case: _Case, settled: rules.Settlement, attempts: list[Attempt], written: bool) -> None:
         route, candidate = case.route, case.route.candidate
-        if candidate is None or not mirrored(route, case.request.assessment_id or case.request_id):
+        key = case.request.assessment_id or case.request_id
+        if candidate is None or not (
+            mirrored(route, key) or mirrored_for_label(route, key, case.request_id)
+        ):
             return
         answer = attempts[0].reading.answer
         if settled.outcome != "ok" or answer is None or not written:
