@@ -38,6 +38,10 @@ ENGINE_FAMILIES: dict[Engine, tuple[Family, ...]] = {
 }
 """Which engine serves which architecture (an external endpoint serves what it likes)."""
 
+_MATCHER = r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(=|!=|=~|!~)\s*"([^"\\]|\\.)*"\s*'
+SELECTOR_PATTERN = rf"^[a-zA-Z_:][a-zA-Z0-9_:]*(\{{({_MATCHER}(,{_MATCHER})*,?\s*)?\}})?$"
+"""What a custom gate may name: a PromQL series selector with a metric name."""
+
 MAP_BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 
@@ -142,13 +146,15 @@ class Gate(ApiModel):
     """accuracy: least share right; latency: seconds that 95 % of answers must beat (an edge of the histogram);
     errorRate: greatest share; cost: USD per assessment; custom: greatest share bad/total."""
     margin: Fraction | None = None
-    """Allowed loss against the control."""
+    """Allowed loss against the control. accuracy: as a difference of shares, 0.02 for two points, judged on the requests
+    both models answered; errorRate, latency and satisfaction: as a ratio, 0.5 for one and a half times the control's share."""
     role: Literal["advance", "rollback", "both"] = "both"
     """advance: must pass before a step is left; rollback: ends the rollout when it fails; both: both."""
     bad: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """custom: PromQL selector of the counter of bad events."""
+    """custom: PromQL selector of the counter of bad events, for example `claims_total{result="appealed"}`; no functions.
+    A series that is missing, old or NaN is unavailable, never zero: export it from zero on."""
     total: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """custom: PromQL selector of the counter of all events."""
+    """custom: PromQL selector of the counter of all events, the bad ones included."""
 
     @property
     def full_name(self) -> str:

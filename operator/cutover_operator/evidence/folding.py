@@ -50,6 +50,11 @@ class Wanted:
     """(gate name, selector of the bad counter, selector of the total)."""
 
 
+def custom_key(selector: str) -> str:
+    """Key of a user's own counter among the answers: never that of one of ours, however the user calls it."""
+    return f"custom:{selector}"
+
+
 def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledger:
     """The ledger with every sample counted that is newer than those it counted already."""
     folding = _Folding(ledger, wanted)
@@ -85,8 +90,8 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
         )
     for gate, bad, total in wanted.custom:
         for part, selector in (("bad", bad), ("total", total)):
-            if selector in answers:
-                for one in answers[selector].series:
+            if custom_key(selector) in answers:
+                for one in answers[custom_key(selector)].series:
                     folding.count(
                         f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", born_at=ledger.started_at
                     )

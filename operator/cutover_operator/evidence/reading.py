@@ -7,7 +7,8 @@ zero because it was not seen.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 from cutover_operator.conditions import timestamp
-from cutover_operator.evidence.folding import Wanted, fold
+from cutover_operator.evidence.folding import Wanted, custom_key, fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
@@ -65,6 +66,8 @@ class Read:
     scraped_replicas: int
     requests_per_second: float | None
     control_down: bool
+    custom: Mapping[str, Unavailable] = field(default_factory=dict)
+    """By gate: why its own counters say nothing now."""
 
 
 def selectors(wish: Wish) -> dict[str, str]:
@@ -89,7 +92,7 @@ def selectors(wish: Wish) -> dict[str, str]:
     if wish.satisfaction:
         found[SATISFACTION] = SATISFACTION + some
     for _, bad, total in wish.wanted.custom:
-        found[bad], found[total] = bad, total
+        found[custom_key(bad)], found[custom_key(total)] = bad, total
     return found
 
 
@@ -110,17 +113,24 @@ async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, now: float
 
 def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
     """Judge the answers' availability, then fold those that can be trusted. Pure."""
-    problem = _metrics_problem(answers, wish)
+    own_keys = {custom_key(selector) for _, *pair in wish.wanted.custom for selector in pair}
+    problem = _metrics_problem({k: v for k, v in answers.items() if k not in own_keys}, wish)
     good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
     labels = _labels_problem(answers.get(LABELS_MATURED), wish.wanted.rollout, ledger)
+    custom = _custom_problems(answers, wish.wanted)
     if problem is not None:
-        return Read(ledger, problem, labels or problem, 0, None, False)
+        return Read(ledger, problem, labels or problem, 0, None, False, custom)
     replicas = good[ROUTE_GENERATION]
     own = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
-        current=fold(ledger, good, wish.wanted),
+        # Both counters of a gate or neither: their difference is evidence, too.
+        current=fold(
+            ledger,
+            good,
+            replace(wish.wanted, custom=tuple(c for c in wish.wanted.custom if c[0] not in custom)),
+        ),
         metrics=None,
         labels=labels,
         scraped_replicas=len(_fresh(own, replicas)),
@@ -130,6 +140,7 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
             max(s.samples)[1] == 1.0
             for s in _fresh([s for s in breaker.series if s.label("gateway") == wish.gateway], breaker)
         ),
+        custom=custom,
     )
 
 
@@ -166,6 +177,41 @@ def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Un
     if not all(_usable_newest(s) for s in counted):
         return Unavailable(
             "BadAnswer", f"the newest samples of {REQUESTS} are no counts (NaN, infinite or negative)"
+        )
+    return None
+
+
+def _custom_problems(
+    answers: Mapping[str, Answer | Unavailable], wanted: Wanted
+) -> dict[str, Unavailable]:
+    """By gate. A counter that is not there is not zero: the exporter may be gone, or the selector mistyped."""
+    found: dict[str, Unavailable] = {}
+    for gate, bad, total in wanted.custom:
+        problems = (
+            _custom_problem(answers.get(custom_key(selector)), part, selector)
+            for part, selector in (("bad", bad), ("total", total))
+        )
+        problem = next((p for p in problems if p is not None), None)
+        if problem is not None:
+            found[gate] = problem
+    return found
+
+
+def _custom_problem(
+    answer: Answer | Unavailable | None, part: str, selector: str
+) -> Unavailable | None:
+    if answer is None or isinstance(answer, Unavailable):
+        return answer or Unavailable("NoSeries", f"{part}: {selector} was not read")
+    if not answer.series:
+        return Unavailable("NoSeries", f"{part}: Prometheus knows no series {selector}; export it from zero on")
+    fresh = _fresh(list(answer.series), answer)
+    if not fresh:
+        return Unavailable(
+            "Stale", f"{part}: the newest sample of {selector} is from {_clock(list(answer.series))}"
+        )
+    if not all(_usable_newest(s) for s in fresh):
+        return Unavailable(
+            "BadAnswer", f"{part}: the newest samples of {selector} are no counts (NaN, infinite or negative)"
         )
     return None
 

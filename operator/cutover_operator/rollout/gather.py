@@ -149,6 +149,7 @@ class Watchtower:
             scraped_replicas=read.scraped_replicas,
             requests_per_second=read.requests_per_second,
             control_down=read.control_down,
+            custom=read.custom,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,8 @@ class Evidence:
     requests_per_second: float | None = None
     control_down: bool = False
     """A gateway's breaker for the control is open."""
+    custom: Mapping[str, Unavailable] = field(default_factory=dict)
+    """By gate with counters of its own: why they say nothing now."""
 
 
 @dataclass(frozen=True, slots=True)
