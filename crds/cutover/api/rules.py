@@ -79,7 +79,6 @@ def _selector(field: str) -> Rule:
     )
 
 
-
 def _gate_name(gate: str) -> str:
     """CEL of Gate.full_name."""
     text = f"'-' + {gate}.field.lowerAscii().replace('_', '-')"

@@ -181,9 +181,7 @@ def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Un
     return None
 
 
-def _custom_problems(
-    answers: Mapping[str, Answer | Unavailable], wanted: Wanted
-) -> dict[str, Unavailable]:
+def _custom_problems(answers: Mapping[str, Answer | Unavailable], wanted: Wanted) -> dict[str, Unavailable]:
     """By gate. A counter that is not there is not zero: the exporter may be gone, or the selector mistyped."""
     found: dict[str, Unavailable] = {}
     for gate, bad, total in wanted.custom:
@@ -197,13 +195,13 @@ def _custom_problems(
     return found
 
 
-def _custom_problem(
-    answer: Answer | Unavailable | None, part: str, selector: str
-) -> Unavailable | None:
+def _custom_problem(answer: Answer | Unavailable | None, part: str, selector: str) -> Unavailable | None:
     if answer is None or isinstance(answer, Unavailable):
         return answer or Unavailable("NoSeries", f"{part}: {selector} was not read")
     if not answer.series:
-        return Unavailable("NoSeries", f"{part}: Prometheus knows no series {selector}; export it from zero on")
+        return Unavailable(
+            "NoSeries", f"{part}: Prometheus knows no series {selector}; export it from zero on"
+        )
     fresh = _fresh(list(answer.series), answer)
     if not fresh:
         return Unavailable(

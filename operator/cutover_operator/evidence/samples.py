@@ -22,6 +22,7 @@ OWN_LABELS = frozenset(
         "outcome",
         "le",
         "agreement",
+        "bin",
         "reason",
         "field",
         "stratum",

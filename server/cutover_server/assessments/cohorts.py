@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cutover.task import Task
@@ -19,18 +19,25 @@ from cutover_server.assessments.maturity import (
     Label,
     Request,
     Result,
+    confidence_results,
     counts_as_shadow,
+    double_results,
+    pair_results,
     prevailing,
     results,
 )
 from cutover_server.assessments.schema import (
     assessments,
+    confidence_totals,
+    double_totals,
     feedback,
     label_totals,
     labels,
     maturities,
+    pair_totals,
     satisfaction_totals,
     shadows,
+    weight_totals,
 )
 from cutover_server.assessments.traffic import chosen_version
 
@@ -41,6 +48,8 @@ _NEEDED = (
     assessments.c.task,
     assessments.c.rollout,
     assessments.c.stratum,
+    assessments.c.sampling_probability,
+    assessments.c.labellers,
     assessments.c.chosen,
     assessments.c.outcome,
     assessments.c.control,
@@ -90,6 +99,10 @@ async def count(
         for row in await connection.execute(select(shadows).where(shadows.c.request_id.in_(ids)))
     }
     totals: Counter[tuple[str, ...]] = Counter()
+    weights: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    pairs: Counter[tuple[str, ...]] = Counter()
+    doubles: Counter[tuple[str, ...]] = Counter()
+    sure: Counter[tuple[str, ...]] = Counter()
     marks: list[dict[str, Any]] = []
     for row in rows:
         shadow = mirrored.get(row.id)
@@ -100,12 +113,29 @@ async def count(
             control=row.control,
             candidate=row.candidate,
             shadow=shadow.candidate if shadow is not None and in_time else None,
+            shadow_kept=shadow.kept if shadow is not None and in_time else True,
         )
-        found = results(tasks[row.task], request, prevailing(given[row.id], by=row.due_at))
+        task, truth = tasks[row.task], prevailing(given[row.id], by=row.due_at)
+        found = results(task, request, truth)
         totals.update((row.rollout, r.arm, r.version, r.field, row.stratum, r.result) for r in found)
+        for arm, version in {(r.arm, r.version) for r in found}:
+            # A record of before the probabilities were kept counts as one.
+            weights[row.rollout, arm, version, row.stratum] += 1.0 / (row.sampling_probability or 1.0)
+        pairs.update((row.rollout, *pair) for pair in pair_results(task, request, truth))
+        sure.update((row.rollout, *one) for one in confidence_results(task, request, truth))
+        if row.labellers > 1:
+            doubles.update((row.rollout, *one) for one in double_results(task, given[row.id], row.due_at))
         marks.append({"request_id": row.id, "matured_at": now, "results": [_compact(r) for r in found]})
     await connection.execute(insert(maturities), marks)
-    await database.add(connection, label_totals, {key: (n,) for key, n in totals.items()})
+    counted: tuple[tuple[Table, Mapping[tuple[str, ...], float]], ...] = (
+        (label_totals, totals),
+        (weight_totals, weights),
+        (pair_totals, pairs),
+        (confidence_totals, sure),
+        (double_totals, doubles),
+    )
+    for table, increments in counted:
+        await database.add(connection, table, {key: (n,) for key, n in increments.items()})
     await connection.execute(update(assessments).where(assessments.c.id.in_(ids)).values(open_due_at=None))
 
 

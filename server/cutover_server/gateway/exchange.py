@@ -202,6 +202,7 @@ class Exchange:
             attempts=attempts,
             messages=messages_for_record(case.request, [picture.digest for picture in case.pictures]),
             pictures=case.digests,
+            drawn_later=case.route.labels.by_stratum and _makes_pair(case, settled, attempts),
         )
         line = record_line(record)
 
@@ -232,20 +233,29 @@ class Exchange:
         if settled.reason:
             self.metrics.fallback(route, chosen, settled.reason)
         self.metrics.cost(route, chosen, arm, sum(attempt.cost_usd for attempt in attempts))
+        if chosen == "candidate" and attempts[0].reading.kind == "answered":
+            self.metrics.confidence(route, arm.version, attempts[0].confidence)
 
     def _mirror(self, case: _Case, settled: rules.Settlement, attempts: list[Attempt], written: bool) -> None:
-        route, candidate = case.route, case.route.candidate
-        key = case.request.assessment_id or case.request_id
-        if candidate is None or not (
-            mirrored(route, key) or mirrored_for_label(route, key, case.request_id)
-        ):
+        route, candidate, answer = case.route, case.route.candidate, attempts[0].reading.answer
+        if candidate is None or not _copied(case):
             return
-        answer = attempts[0].reading.answer
-        if settled.outcome != "ok" or answer is None or not written:
+        if answer is None or not written or not _makes_pair(case, settled, attempts):
             if settled.outcome != "rejected":
                 self.metrics.shadow_dropped(route, "no_control_answer")
             return
         self.shadow.offer(Copy(case.in_force, candidate, case.request_id, case.body_for(candidate), answer))
+
+
+def _copied(case: _Case) -> bool:
+    """Whether the candidate is to be asked beside the path."""
+    key = case.request.assessment_id or case.request_id
+    return mirrored(case.route, key) or mirrored_for_label(case.route, key, case.request_id)
+
+
+def _makes_pair(case: _Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
+    """Whether there is an answer of the control to compare the candidate's with."""
+    return _copied(case) and settled.outcome == "ok" and attempts[0].reading.answer is not None
 
 
 # ------------------------------------------------------------------ answering
