@@ -74,8 +74,11 @@ LABELS_MATURED = "cutover_labels_matured_total"
 """Counter {rollout, arm, version, field, stratum, result}: sampled requests past their label deadline, counted once in
 the database and exported alike by every replica: take the maximum over replicas, never the sum."""
 LABEL_RESULTS = ("right", "wrong", "missing")
+LABEL_POOL = "cutover_label_pool_total"
+"""Counter {rollout, version, stratum}: matured requests the candidate is judged by that might have been drawn for a label,
+drawn or not. From the database, like the labels."""
 LABEL_WEIGHT = "cutover_label_weight_total"
-"""Counter {rollout, arm, version, stratum}: like the labels matured, each counting 1 / its sampling probability."""
+"""Counter {rollout, version, stratum}: those that were drawn, each counting 1 / the chance of being drawn from the pool."""
 LABEL_PAIRS = "cutover_label_pairs_total"
 """Counter {rollout, version, field, result}: matured requests that both models answered, by who was right. `version` is
 the candidate's. From the database, like the labels."""

@@ -66,10 +66,13 @@ class ShadowUpdate(WireModel):
     candidate: ArmAnswer
     kept: bool = True
     """False: valid, but below the threshold of confidence in force, so that nobody would have been given it."""
+    pooled: bool = False
+    """Where pairs are drawn by stratum: the request might have been drawn for a label. Decided here, not with its record."""
     sampled: bool = False
-    """People are asked to label the request: decided here, not with its record, where pairs are drawn by stratum."""
+    """It was drawn: people are asked to label it."""
     stratum: str = STRATUM_ALL
     sampling_probability: float = 0.0
+    """Chance of being drawn, once in the pool."""
 
 
 class RecordBatch(WireModel):

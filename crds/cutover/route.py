@@ -187,7 +187,7 @@ def mirrored_for_label(route: Route, key: str, request_id: str) -> bool:
     """Whether a request the control answers is copied to the candidate because people will, or may, label it."""
     if route.candidate is None or not route.labels.mirrored or assigned_to_candidate(route, key):
         return False
-    return bucket(route.salt, "label", request_id) < route.labels.pair_probability
+    return in_label_pool(route, request_id)
 
 
 def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:
@@ -197,6 +197,11 @@ def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:
 def sampled_for_label(route: Route, key: str, stratum: str = STRATUM_ALL) -> bool:
     """Whether people are asked to label this request. Independent of the assignment."""
     return bucket(route.salt, "label", key) < label_probability(route, stratum)
+
+
+def in_label_pool(route: Route, request_id: str) -> bool:
+    """Whether a request that both models answer might be drawn for a label, in one stratum or the other."""
+    return bucket(route.salt, "label", request_id) < route.labels.pair_probability
 
 
 def labellers_wanted(route: Route, request_id: str) -> int:

@@ -18,6 +18,7 @@ from cutover_server.assessments.cohorts import mature
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.intake import take
 from cutover_server.assessments.labelling import validate
+from cutover_server.assessments.listing import list_assessments, queue_length
 from cutover_server.assessments.maturity import Label, double_results
 from cutover_server.assessments.schema import (
     assessments,
@@ -25,6 +26,7 @@ from cutover_server.assessments.schema import (
     double_totals,
     label_totals,
     pair_totals,
+    pool_totals,
     weight_totals,
 )
 from fakes.assessments_service import START, TASK, MovableClock, answer, new_settings, record, running
@@ -70,10 +72,8 @@ async def test_a_mirrored_request_says_who_of_both_was_right(database: Database)
         }.items()
         for result, n in counts.items()
     }
-    assert await totals(database, weight_totals) == {
-        ("control", "gpt-4", "all"): 10.0,
-        ("candidate", "mine", "all"): 10.0,
-    }
+    assert await totals(database, weight_totals) == {("mine", "all"): 5.0}
+    assert await totals(database, pool_totals) == {("mine", "all"): 5}
     assert await mature(database, TASKS, START + 500) == 0
 
 
@@ -113,7 +113,7 @@ async def test_an_answer_nobody_would_have_been_given_is_no_merit_and_no_fault(d
 async def test_a_draw_by_stratum_holds_in_any_order_of_delivery(
     database: Database, order: tuple[str, ...]
 ) -> None:
-    drawn = shadow("r0", "leak", sampled=True, stratum="disagree", samplingProbability=0.4)
+    drawn = shadow("r0", "leak", pooled=True, sampled=True, stratum="disagree", samplingProbability=0.4)
     batches = {
         "record": {"records": [record("r0", sampled=False, samplingProbability=0.1)]},
         "shadow": {"shadows": [drawn]},
@@ -123,24 +123,24 @@ async def test_a_draw_by_stratum_holds_in_any_order_of_delivery(
         assert (await take(database, batches[name], START)).refused == []
     await label(database, "r0", "ann", "leak")
     assert await mature(database, TASKS, START + 101) == 1
-    assert await totals(database, weight_totals) == {
-        ("control", "gpt-4", "disagree"): 2.5,
-        ("candidate", "mine", "disagree"): 2.5,
-    }
+    assert await totals(database, weight_totals) == {("mine", "disagree"): 2.5}
+    assert await totals(database, pool_totals) == {("mine", "disagree"): 1}
     async with database.read() as connection:
         row = (await connection.execute(select(assessments))).one()
     assert (row.sampled, row.stratum, row.sampling_probability) == (True, "disagree", 0.4)
 
 
 async def test_a_draw_that_comes_too_late_is_none(database: Database) -> None:
-    drawn = [shadow(f"r{n}", sampled=True, stratum="agree", samplingProbability=0.1) for n in range(2)]
+    drawn = [
+        shadow(f"r{n}", pooled=True, sampled=True, stratum="agree", samplingProbability=0.1) for n in range(2)
+    ]
     await take(database, {"records": [record("r0", sampled=False), record("r1", sampled=False)]}, START)
     await take(database, {"shadows": drawn}, START + 101)
     assert await mature(database, TASKS, START + 300) == 0
     late = [record("r2", sampled=False)]
     both = {
         "records": late,
-        "shadows": [shadow("r2", sampled=True, stratum="agree", samplingProbability=0.1)],
+        "shadows": [shadow("r2", pooled=True, sampled=True, stratum="agree", samplingProbability=0.1)],
     }
     await take(database, both, START + 400)
     assert await mature(database, TASKS, START + 500) == 1, (
@@ -150,8 +150,43 @@ async def test_a_draw_that_comes_too_late_is_none(database: Database) -> None:
 
 
 async def test_a_draw_without_a_probability_is_refused(database: Database) -> None:
-    intake = await take(database, {"shadows": [shadow("r0", sampled=True, stratum="agree")]}, START)
+    intake = await take(
+        database, {"shadows": [shadow("r0", pooled=True, sampled=True, stratum="agree")]}, START
+    )
     assert "samplingProbability" in intake.refused[0]["reason"]
+    unpooled = shadow("r0", sampled=True, samplingProbability=0.5)
+    assert "pooled" in (await take(database, {"shadows": [unpooled]}, START)).refused[0]["reason"]
+
+
+async def test_what_was_not_drawn_is_counted_in_the_pool_and_asked_of_nobody(database: Database) -> None:
+    await take(
+        database,
+        {
+            "records": [
+                record("r0", sampled=False),
+                record("r1", sampled=False),
+                record("r2", sampled=False),
+            ],
+            "shadows": [
+                shadow("r0", pooled=True, stratum="agree", samplingProbability=0.25),
+                shadow("r1", pooled=True, sampled=True, stratum="agree", samplingProbability=0.25),
+                shadow("r2"),
+            ],
+        },
+        START,
+    )
+    page = await list_assessments(database, status="toLabel", limit=9, cursor="", now=START + 1, blind=True)
+    assert [row["id"] for row in page.rows] == ["r1"]
+    assert await queue_length(database, START + 1) == 1
+    await label(database, "r1", "ann", "crack")
+    assert await mature(database, TASKS, START + 101) == 2
+    assert await totals(database, pool_totals) == {("mine", "agree"): 2}
+    assert await totals(database, weight_totals) == {("mine", "agree"): 4.0}
+    labels = await totals(database, label_totals)
+    assert {key[3:]: n for key, n in labels.items() if key[0] == "candidate" and key[2] == "overall"} == {
+        ("agree", "right"): 1
+    }
+    assert await mature(database, TASKS, START + 999) == 0
 
 
 # ------------------------------------------------------------------ second labellers
@@ -210,5 +245,5 @@ async def test_every_total_is_exported_with_all_its_results(tmp_path: Path) -> N
         assert counted[contract.LABEL_PAIRS] == 3 * len(contract.PAIR_RESULTS)
         assert counted[contract.LABEL_DOUBLES] == 3 * len(contract.DOUBLE_RESULTS)
         assert counted[contract.LABEL_CONFIDENCE] == 3 * len(contract.LABEL_RESULTS)
-        assert counted[contract.LABEL_WEIGHT] == 2
+        assert counted[contract.LABEL_WEIGHT] == counted[contract.LABEL_POOL] == 1
         await asyncio.sleep(0)

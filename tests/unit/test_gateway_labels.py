@@ -96,6 +96,7 @@ async def test_pairs_are_drawn_by_the_stratum_their_second_answer_tells(rig: Rig
             stratum = "agree" if same else "disagree"
             strata[stratum] += 1
             assert shadow["stratum"] == stratum
+            assert shadow["pooled"], "the highest chance is 1"
             assert shadow["samplingProbability"] == chances[stratum]
             assert shadow["sampled"] == sampled_for_label(route, key, stratum)
         assert min(strata.values()) > 2
@@ -115,6 +116,22 @@ async def test_only_what_may_be_drawn_is_copied(rig: Rig) -> None:
         await until(lambda: len(rig.assessments.shadows) >= len(may))
         assert 0 < len(may) < 40
         assert set(rig.assessments.shadows) == may
+        for key, shadow in rig.assessments.shadows.items():
+            drawn = bucket(route.salt, "label", key) < chances[shadow["stratum"]]
+            assert (shadow["pooled"], shadow["sampled"]) == (True, drawn)
+            once_pooled = 1.0 if shadow["stratum"] == "disagree" else 0.25
+            assert shadow["samplingProbability"] == once_pooled
+
+
+async def test_a_shadow_step_draws_from_the_same_pool(rig: Rig) -> None:
+    chances = {"all": 0.2, "agree": 0.1, "disagree": 0.4}
+    route = rig.route(shadow_basis_points=10_000, labels=LabelSampling(probability=chances))
+    async with rig.all(route):
+        for number in range(40):
+            await rig.ask(number, f"house-{number}")
+        await until(lambda: len(rig.assessments.shadows) == 40)
+        pooled = {key for key, one in rig.assessments.shadows.items() if one["pooled"]}
+        assert pooled == {key for key in rig.assessments.shadows if bucket(route.salt, "label", key) < 0.4}
 
 
 async def test_a_control_without_an_answer_makes_no_pair_and_is_drawn_by_itself(rig: Rig) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cutover.contract import STRATUM_ALL
 from cutover.task import Task
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.maturity import (
@@ -22,6 +23,7 @@ from cutover_server.assessments.maturity import (
     confidence_results,
     counts_as_shadow,
     double_results,
+    judged_answers,
     pair_results,
     prevailing,
     results,
@@ -35,6 +37,7 @@ from cutover_server.assessments.schema import (
     labels,
     maturities,
     pair_totals,
+    pool_totals,
     satisfaction_totals,
     shadows,
     weight_totals,
@@ -47,6 +50,7 @@ _NEEDED = (
     assessments.c.id,
     assessments.c.task,
     assessments.c.rollout,
+    assessments.c.sampled,
     assessments.c.stratum,
     assessments.c.sampling_probability,
     assessments.c.labellers,
@@ -99,6 +103,7 @@ async def count(
         for row in await connection.execute(select(shadows).where(shadows.c.request_id.in_(ids)))
     }
     totals: Counter[tuple[str, ...]] = Counter()
+    pool: Counter[tuple[str, ...]] = Counter()
     weights: defaultdict[tuple[str, ...], float] = defaultdict(float)
     pairs: Counter[tuple[str, ...]] = Counter()
     doubles: Counter[tuple[str, ...]] = Counter()
@@ -116,11 +121,17 @@ async def count(
             shadow_kept=shadow.kept if shadow is not None and in_time else True,
         )
         task, truth = tasks[row.task], prevailing(given[row.id], by=row.due_at)
+        mine = {judged.version for judged in judged_answers(request) if judged.arm == "candidate"}
+        pool.update((row.rollout, version, row.stratum) for version in mine)
+        if not row.sampled:
+            marks.append({"request_id": row.id, "matured_at": now, "results": []})
+            continue
         found = results(task, request, truth)
         totals.update((row.rollout, r.arm, r.version, r.field, row.stratum, r.result) for r in found)
-        for arm, version in {(r.arm, r.version) for r in found}:
-            # A record of before the probabilities were kept counts as one.
-            weights[row.rollout, arm, version, row.stratum] += 1.0 / (row.sampling_probability or 1.0)
+        for version in mine:
+            # Of stratum all, only what was drawn is in the pool.
+            drawn = row.sampling_probability if row.stratum != STRATUM_ALL else 1.0
+            weights[row.rollout, version, row.stratum] += 1.0 / drawn
         pairs.update((row.rollout, *pair) for pair in pair_results(task, request, truth))
         sure.update((row.rollout, *one) for one in confidence_results(task, request, truth))
         if row.labellers > 1:
@@ -129,6 +140,7 @@ async def count(
     await connection.execute(insert(maturities), marks)
     counted: tuple[tuple[Table, Mapping[tuple[str, ...], float]], ...] = (
         (label_totals, totals),
+        (pool_totals, pool),
         (weight_totals, weights),
         (pair_totals, pairs),
         (confidence_totals, sure),

@@ -21,6 +21,7 @@ from cutover.contract import (
     LABEL_CORRECTIONS,
     LABEL_DOUBLES,
     LABEL_PAIRS,
+    LABEL_POOL,
     LABEL_RESULTS,
     LABEL_WEIGHT,
     LABELS_MATURED,
@@ -34,6 +35,7 @@ from cutover_server.assessments.schema import (
     double_totals,
     label_totals,
     pair_totals,
+    pool_totals,
     satisfaction_totals,
     weight_totals,
 )
@@ -44,7 +46,8 @@ SCORES = ("up", "down")
 
 _SERIES = (
     (LABELS_MATURED, label_totals, LABEL_RESULTS, "Sampled requests past their label deadline."),
-    (LABEL_WEIGHT, weight_totals, (), "Labels matured, each counting 1 / its sampling probability."),
+    (LABEL_POOL, pool_totals, (), "Matured requests that might have been drawn for a label."),
+    (LABEL_WEIGHT, weight_totals, (), "Those drawn, each counting 1 / its chance of being drawn."),
     (LABEL_PAIRS, pair_totals, PAIR_RESULTS, "Matured requests both models answered, by who was right."),
     (LABEL_DOUBLES, double_totals, DOUBLE_RESULTS, "Matured requests two people labelled, by agreement."),
     (LABEL_CONFIDENCE, confidence_totals, LABEL_RESULTS, "Matured requests by the candidate's confidence."),

@@ -130,15 +130,15 @@ async def _store(
 
 
 async def _draw(connection: AsyncConnection, ids: Sequence[str]) -> None:
-    """Puts requests whose draw came with their mirrored answer into the sample, whichever of the two came last.
+    """Puts requests whose draw came with their mirrored answer into the pool, whichever of the two came last.
 
     An answer that is too late to be judged does not draw: nobody would have had the time to label it.
     """
     a, s = assessments.c, shadows.c
     drawn = (
-        select(a.id, a.due_at, s.stratum, s.sampling_probability)
+        select(a.id, a.due_at, s.sampled, s.stratum, s.sampling_probability)
         .join_from(assessments, shadows, s.request_id == a.id)
-        .where(a.id.in_(ids), s.sampled.is_(True), a.sampled.is_(False), a.erased.is_(False))
+        .where(a.id.in_(ids), s.pooled.is_(True), a.sampled.is_(False), a.erased.is_(False))
         .where(or_(s.arrived_at <= a.due_at, s.arrived_at <= a.stored_at))
     )
     for row in (await connection.execute(drawn)).all():
@@ -146,7 +146,7 @@ async def _draw(connection: AsyncConnection, ids: Sequence[str]) -> None:
             update(assessments)
             .where(a.id == row.id)
             .values(
-                sampled=True,
+                sampled=row.sampled,
                 stratum=row.stratum,
                 sampling_probability=row.sampling_probability,
                 open_due_at=row.due_at,
@@ -236,11 +236,14 @@ def _read_shadows(entries: Iterable[Any], now: float, intake: Intake) -> Iterabl
                 raise ValueError(
                     f"samplingProbability is {chance}; it must lie in 0..1, above 0 when sampled"
                 )
+            if mirrored.sampled and not mirrored.pooled:
+                raise ValueError("sampled: only a request of the pool can be drawn; set pooled")
             yield {
                 "request_id": mirrored.id,
                 "candidate": candidate,
                 "arrived_at": now,
                 "kept": mirrored.kept,
+                "pooled": mirrored.pooled,
                 "sampled": mirrored.sampled,
                 "stratum": mirrored.stratum,
                 "sampling_probability": mirrored.sampling_probability,

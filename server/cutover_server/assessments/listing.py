@@ -46,6 +46,7 @@ async def list_assessments(
         query = query.where(
             # The column that holds nothing but waiting rows: its index is as small as the queue.
             assessments.c.open_due_at >= now,
+            assessments.c.sampled.is_(True),
             assessments.c.validated.is_(False),
         )
     elif status == "unlabelled":
@@ -79,7 +80,11 @@ async def queue_length(database: Database, now: float) -> int:
     waiting = (
         select(func.count())
         .select_from(assessments)
-        .where(assessments.c.open_due_at > now, assessments.c.validated.is_(False))
+        .where(
+            assessments.c.open_due_at > now,
+            assessments.c.sampled.is_(True),
+            assessments.c.validated.is_(False),
+        )
     )
     async with database.read() as connection:
         return int((await connection.execute(waiting)).scalar() or 0)

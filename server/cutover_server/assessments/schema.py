@@ -51,7 +51,8 @@ assessments = Table(
     Column("received_at", Double, nullable=False),
     Column("stored_at", Double, nullable=False),
     Column("due_at", Double, nullable=False),
-    # due_at while the row waits for maturity, else NULL: the index holds nothing but the rows still to be counted.
+    # due_at while the row waits for maturity, else NULL: the index holds nothing but the rows still to be counted, the
+    # sampled ones and those of the pool that were not drawn.
     Column("open_due_at", Double),
     Column("gateway", Text, nullable=False),
     Column("task", Text, nullable=False),
@@ -89,6 +90,7 @@ shadows = Table(
     # False: too unsure to be given to anybody at the threshold in force.
     Column("kept", Boolean, nullable=False, server_default=true()),
     # Where pairs are drawn by stratum, the draw came with the mirrored answer.
+    Column("pooled", Boolean, nullable=False, server_default=false()),
     Column("sampled", Boolean, nullable=False, server_default=false()),
     Column("stratum", Text, nullable=False, server_default="all"),
     Column("sampling_probability", Double, nullable=False, server_default="0"),
@@ -124,10 +126,17 @@ label_totals = Table(
     Column("n", BigInteger, nullable=False),
 )
 
+pool_totals = Table(
+    "pool_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "stratum")),
+    Column("n", BigInteger, nullable=False),
+)
+
 weight_totals = Table(
     "weight_totals",
     metadata,
-    *(Column(name, Text, primary_key=True) for name in ("rollout", "arm", "version", "stratum")),
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "stratum")),
     Column("n", Double, nullable=False),
 )
 

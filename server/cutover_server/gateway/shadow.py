@@ -15,7 +15,7 @@ from typing import Any
 
 from cutover.contract import STRATUM_AGREE, STRATUM_DISAGREE
 from cutover.records import ShadowUpdate
-from cutover.route import Arm, Route, label_probability, sampled_for_label
+from cutover.route import Arm, Route, in_label_pool, label_probability, sampled_for_label
 from cutover.task import Task
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt
@@ -60,11 +60,14 @@ def _draw(route: Route, request_id: str, result: str) -> dict[str, Any]:
     """
     if not route.labels.by_stratum or result == "deferred":
         return {}
+    if not in_label_pool(route, request_id):
+        return {}
     stratum = STRATUM_AGREE if result == "agree" else STRATUM_DISAGREE
     return {
+        "pooled": True,
         "sampled": sampled_for_label(route, request_id, stratum),
         "stratum": stratum,
-        "sampling_probability": label_probability(route, stratum),
+        "sampling_probability": label_probability(route, stratum) / route.labels.pair_probability,
     }
 
 

@@ -14,7 +14,8 @@ branch_labels = None
 depends_on = None
 
 _TOTALS: dict[str, tuple[str, ...]] = {
-    "weight_totals": ("rollout", "arm", "version", "stratum"),
+    "pool_totals": ("rollout", "version", "stratum"),
+    "weight_totals": ("rollout", "version", "stratum"),
     "pair_totals": ("rollout", "version", "field", "result"),
     "double_totals": ("rollout", "field", "result"),
     "confidence_totals": ("rollout", "version", "field", "bin", "result"),
@@ -25,6 +26,7 @@ def upgrade() -> None:
     op.add_column("assessments", sa.Column("labellers", sa.Integer(), nullable=False, server_default="1"))
     for column in (
         sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.true()),
+        sa.Column("pooled", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("sampled", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("stratum", sa.Text(), nullable=False, server_default="all"),
         sa.Column("sampling_probability", sa.Double(), nullable=False, server_default="0"),
