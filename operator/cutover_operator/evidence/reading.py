@@ -14,8 +14,14 @@ from typing import Protocol
 
 from cutover.contract import (
     BREAKER_OPEN,
+    CONFIDENCE,
     COST,
     DURATION,
+    LABEL_CONFIDENCE,
+    LABEL_DOUBLES,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
     LABELS_MATURED,
     REQUESTS,
     ROLLOUT_NONE,
@@ -38,7 +44,16 @@ from cutover_operator.evidence.samples import (
     stale_after_seconds,
 )
 
-OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN})
+FROM_DATABASE = (
+    LABELS_MATURED,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
+    LABEL_DOUBLES,
+    LABEL_CONFIDENCE,
+)
+"""Exported by the assessments service, all of one snapshot."""
+OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN})
 
 
 class Samples(Protocol):
@@ -56,6 +71,7 @@ class Wish:
     wanted: Wanted
     shadow: bool = False
     satisfaction: bool = False
+    doubles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,12 @@ def selectors(wish: Wish) -> dict[str, str]:
         COST: COST + some,
         LABELS_MATURED: LABELS_MATURED + some,
     }
+    if wish.wanted.hourly_fields:
+        found |= {metric: metric + some for metric in (LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT)}
+    if wish.doubles:
+        found[LABEL_DOUBLES] = LABEL_DOUBLES + some
+    if wish.wanted.sure_fields:
+        found |= {metric: metric + some for metric in (CONFIDENCE, LABEL_CONFIDENCE)}
     edges = "|".join(_edge_pattern(edge) for edge in wish.wanted.edges)
     if edges:
         found[DURATION] = f'{DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
@@ -116,7 +138,10 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
     own_keys = {custom_key(selector) for _, *pair in wish.wanted.custom for selector in pair}
     problem = _metrics_problem({k: v for k, v in answers.items() if k not in own_keys}, wish)
     good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
-    labels = _labels_problem(answers.get(LABELS_MATURED), wish.wanted.rollout, ledger)
+    labels = _labels_problem(answers, wish.wanted.rollout, ledger)
+    if labels is not None:
+        # One snapshot of the database, or none of it: sums that belong together stay together.
+        good = {metric: answer for metric, answer in good.items() if metric not in FROM_DATABASE}
     custom = _custom_problems(answers, wish.wanted)
     if problem is not None:
         return Read(ledger, problem, labels or problem, 0, None, False, custom)
@@ -223,9 +248,14 @@ def _usable_newest(series: Series) -> bool:
     return 0.0 <= value < float("inf")
 
 
-def _labels_problem(answer: Answer | Unavailable | None, rollout: str, ledger: Ledger) -> Unavailable | None:
-    if answer is None or isinstance(answer, Unavailable):
-        return answer
+def _labels_problem(
+    answers: Mapping[str, Answer | Unavailable], rollout: str, ledger: Ledger
+) -> Unavailable | None:
+    away = (answers.get(metric) for metric in FROM_DATABASE)
+    problem = next((answer for answer in away if isinstance(answer, Unavailable)), None)
+    answer = answers.get(LABELS_MATURED)
+    if problem is not None or not isinstance(answer, Answer):
+        return problem
     own = list(answer.of(rollout))
     if any(not _usable_newest(s) for s in own):
         return Unavailable("BadAnswer", f"the newest samples of {LABELS_MATURED} are no counts")
