@@ -210,6 +210,8 @@ ROLLOUT_MISTAKES = [
     wrong("custom without quotes", {"spec.gates.1": {**CUSTOM, "bad": "claims_total{result=bad}"}}, "gates[1].bad", "appealed"),
     wrong("custom without a name", {"spec.gates.1": {**CUSTOM, "total": '{job="claims"}'}}, "gates[1].total", "counter by name"),
     wrong("custom in percent", {"spec.gates.1": {**CUSTOM, "limit": 10}}, "gates[1].limit", "between 0 and 1"),
+    wrong("strata and a margin", {"spec.analysis.labels.strata": "disagreement", "spec.gates.0.margin": 0.02}, "labels.strata", "no margin"),
+    wrong("second labels in percent", {"spec.analysis.labels.doubleShare": 5}, "labels.doubleShare", "less than or equal to 1"),
     wrong("label pool unknown", {"spec.analysis.labels.pool": "all"}, "labels.pool", '"served", "mirrored"'),
     wrong("control of nothing", {"spec.control": {}}, "spec.control", "leave control out"),
     wrong("control of both", {"spec.control": {"promoted": True, "provider": "gpt-4"}}, "spec.control", "exactly one"),
@@ -240,7 +242,6 @@ ROLLOUT_MISTAKES = [
     wrong("request without id", {"spec.request": {"action": "abort"}}, "request.id", "Required value"),
     wrong("typing error in a gate", {"spec.gates.0.threshold": 0.9}, "unknown field", "spec.gates[0].threshold"),
     # not supported yet
-    wrong("strata", {"spec.analysis.labels.strata": "disagreement"}, "labels.strata", "not supported", "set none"),
     wrong("auto confidence", {"spec.fallback.autoConfidence": True}, "autoConfidence is not supported", "to a number"),
 ]  # fmt: skip
 

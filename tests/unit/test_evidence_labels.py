@@ -37,7 +37,7 @@ KEYS: tuple[tuple[str, dict[str, str]], ...] = (
         (LABELS_MATURED, OWN | {"arm": arm, "field": field, "stratum": stratum, "result": result})
         for arm in ("candidate", "control")
         for field in ("overall", "severity")
-        for stratum in ("agree", "disagree")
+        for stratum in ("all", "agree", "disagree")
         for result in ("right", "wrong", "missing")
     ),
     *((LABEL_POOL, OWN | {"stratum": stratum}) for stratum in ("agree", "disagree")),
@@ -88,17 +88,13 @@ def test_hours_and_sums_do_not_depend_on_how_the_samples_are_cut(seed: int, widt
     assert ledger.closed_hours() == whole.closed_hours() != []
     again = fold(ledger, window(series, 0, 1e9), WANTED)
     assert (again.totals, again.hours) == (ledger.totals, ledger.hours)
-    for key in ("labels/overall/agree/right", "pool/disagree", "pairs/overall/both"):
-        by_hour = sum(grown.get(key, 0.0) for grown in whole.hours.values())
-        parts = key.split("/")
-        if parts[0] == "labels":
-            one, other = (
-                sum(g.get(f"labels/overall/{s}/right", 0.0) for g in whole.hours.values())
-                for s in ("agree", "disagree")
-            )
-            assert whole.total("labels/candidate/overall/right") == one + other
-        else:
-            assert whole.total(key) == by_hour
+    for key, by_hour in (
+        ("drawn/candidate/overall/agree/right", "labels/overall/agree/right"),
+        ("labels/candidate/overall/right", "labels/overall/all/right"),
+        ("pool/disagree", "pool/disagree"),
+        ("pairs/overall/both", "pairs/overall/both"),
+    ):
+        assert whole.total(key) == sum(grown.get(by_hour, 0.0) for grown in whole.hours.values()) > 0
     assert not any("severity" in key for grown in whole.hours.values() for key in grown)
 
 
@@ -132,14 +128,10 @@ def test_bets_asked_for_in_mid_rollout_begin_with_what_comes_then() -> None:
     ledger = fold(before, window(series, 0, 1e9), WANTED)
     whole = fold(NEW, window(series, 0, 1e9), WANTED)
     later = [
-        fold(NEW, window(series, 0, end), WANTED).total("labels/candidate/overall/right")
+        fold(NEW, window(series, 0, end), WANTED).total("drawn/candidate/overall/agree/right")
         for end in (6000, 1e9)
     ]
-    by_hour = sum(
-        grown.get(f"labels/overall/{s}/right", 0.0)
-        for grown in ledger.hours.values()
-        for s in ("agree", "disagree")
-    )
+    by_hour = sum(grown.get("labels/overall/agree/right", 0.0) for grown in ledger.hours.values())
     assert by_hour == later[1] - later[0]
     assert ledger.total("pool/agree") == 0, (
         "a pool without its labels would make undrawn requests of drawn ones"
@@ -203,7 +195,7 @@ def test_one_snapshot_of_the_database_or_none_of_it(metric: str) -> None:
     found = digest(away, WISH, NEW)
     assert (found.metrics, found.labels) == (None, away[metric])
     assert not any(
-        key.split("/")[0] in ("labels", "pairs", "pool", "weight", "doubles", "sure")
+        key.split("/")[0] in ("labels", "drawn", "pairs", "pool", "weight", "doubles", "sure")
         for key in found.current.totals
     )
     assert found.current.total("requests/candidate/ok") == 5

@@ -199,7 +199,11 @@ class Labels(ApiModel):
     """mirrored: a sampled request that the control answers is copied to the candidate too, so that one label judges both
     models at every step; served: only answers that reached somebody, and those of a shadow step."""
     strata: Literal["none", "disagreement"] = "none"
-    """disagreement: sample requests where the two models differ more often."""
+    """disagreement: draw requests on which the two models differ more often, up to four times, and weigh them back; fewer
+    labels for the same proof, told once an hour."""
+    double_share: Fraction = 0.05
+    """Share of the labelled requests that a second person labels, not seeing the first label. It measures how often people
+    err, and accuracy limits are corrected by what it proves; a tenth of the risk of a pass pays for it."""
 
 
 class OnUnavailable(ApiModel):

@@ -226,6 +226,18 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "lower case, for example accuracy-damagetype or errorrate",
             field=".steps",
         ),
+        Rule(
+            "self.analysis.labels.strata == 'none' || self.gates.all(g, g.metric != 'accuracy' || has(g.limit) && "
+            "!has(g.margin))",
+            "analysis.labels.strata disagreement draws labels for a limit only; give accuracy gates a limit and no margin, "
+            "or set strata to none",
+            field=".analysis.labels.strata",
+        ),
+        Rule(
+            "self.analysis.labels.strata == 'none' || !self.fallback.autoConfidence",
+            "fallback.autoConfidence needs labels drawn alike; set analysis.labels.strata to none, or confidence to a number",
+            field=".analysis.labels.strata",
+        ),
     ),
     Candidate: (
         one_of(("trainingRunRef", "model"), "candidate needs exactly one of trainingRunRef and model"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cutover.api.base import ApiModel
 from cutover.api.cel import Rule
-from cutover.api.modelrollout import Fallback, Labels
+from cutover.api.modelrollout import Fallback
 from cutover.api.trainingrun import Compute, Dataset, TrainingRunSpec
 
 
@@ -38,13 +38,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(Dataset, "synthetic", "!has(self.synthetic)", "spec.dataset.synthetic"),
     Unsupported(Compute, "nodes", "self.nodes == 1", "spec.compute.nodes above 1", "set 1 or remove it"),
     Unsupported(Compute, "queueName", "self.queueName == ''", "spec.compute.queueName"),
-    Unsupported(
-        Labels,
-        "strata",
-        "self.strata == 'none'",
-        "analysis.labels.strata disagreement",
-        "set none or remove it",
-    ),
     Unsupported(
         Fallback,
         "autoConfidence",

@@ -23,6 +23,7 @@ from cutover.contract import (
     SATISFACTION,
     SHADOW_DURATION,
     SHADOW_PAIRS,
+    STRATUM_ALL,
 )
 from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, HOUR_SECONDS, Ledger, edge_key
 from cutover_operator.evidence.samples import (
@@ -37,6 +38,7 @@ from cutover_operator.evidence.samples import (
 )
 from cutover_operator.rollout.evalue import Bettor
 
+HOURLY = {LABELS_MATURED: "labels"}
 BET_ON = frozenset({LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT})
 COHORT_SECONDS = 60.0
 COHORT_REQUESTS = 20.0
@@ -121,7 +123,7 @@ class _Folding:
         self.newest = -math.inf
         self.hours = {hour: dict(grown) for hour, grown in ledger.hours.items()}
         # Bets were asked for in mid-rollout: what pools and pairs held before has no labels by the hour beside it.
-        self.bets_begin = any(key.startswith("labels/") for key in ledger.totals) and not any(
+        self.bets_begin = any(key.startswith(("labels/", "drawn/")) for key in ledger.totals) and not any(
             key.startswith("pool/") for key in ledger.totals
         )
         self.labels_until, self.first_open_hour = ledger.labels_until, ledger.first_open_hour
@@ -203,7 +205,11 @@ class _Folding:
         for arm in ("candidate", "control"):
             rows = [s for s in labelled if s.label("arm") == arm]
             hourly = wanted.hourly_fields if arm == "candidate" else ()
-            self.highest(LABELS_MATURED, rows, names, "labels", (1, 3, 5), (3, 4, 5), hourly)
+            # Labels drawn with different chances never meet in one sum: as it stands it would say nothing.
+            alike = [s for s in rows if s.label("stratum") == STRATUM_ALL]
+            self.highest(LABELS_MATURED, alike, names, "labels", (1, 3, 5), (3, 4, 5), hourly)
+            others = [s for s in rows if s.label("stratum") != STRATUM_ALL]
+            self.highest(LABELS_MATURED, others, names, "drawn", (1, 3, 4, 5), (3, 4, 5), hourly)
         names = ("rollout", "version", "field", "result")
         self.highest(LABEL_PAIRS, mine(LABEL_PAIRS), names, "pairs", (2, 3), (2, 3), wanted.hourly_fields)
         names = ("rollout", "version", "stratum")
@@ -253,7 +259,7 @@ class _Folding:
                 if value > high:
                     if hourly:
                         row = self.hours.setdefault(max(int(at // HOUR_SECONDS), self.first_open_hour), {})
-                        key = "/".join([prefix, *(values[i] for i in by_hour)])
+                        key = "/".join([HOURLY.get(metric, prefix), *(values[i] for i in by_hour)])
                         row[key] = row.get(key, 0.0) + value - high
                     high = value
             if high > before[1]:

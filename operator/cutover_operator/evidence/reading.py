@@ -259,7 +259,7 @@ def _labels_problem(
     own = list(answer.of(rollout))
     if any(not _usable_newest(s) for s in own):
         return Unavailable("BadAnswer", f"the newest samples of {LABELS_MATURED} are no counts")
-    if any(key.startswith("labels/") for key in ledger.totals) and not _fresh(own, answer):
+    if any(key.startswith(("labels/", "drawn/")) for key in ledger.totals) and not _fresh(own, answer):
         return Unavailable(
             "Stale", "the assessments service does not export this rollout's labels at present"
         )

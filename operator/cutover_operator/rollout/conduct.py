@@ -29,7 +29,8 @@ WATCH_SECONDS = 7 * 86400.0
 
 def _judged(d: Draft) -> tuple[Verdict, ...]:
     assert d.ledger is not None
-    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), d.world.evidence.labels)
+    evidence = d.world.evidence
+    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), evidence.labels, evidence.custom)
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
 
 

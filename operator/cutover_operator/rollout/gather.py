@@ -35,6 +35,7 @@ from cutover_operator.port import (
     Kube,
     Object,
 )
+from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.candidate import short_name
 from cutover_operator.rollout.gates import cost_limit, edges, named_gates
 from cutover_operator.rollout.resources import Owner, selector_text
@@ -159,12 +160,23 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
         for g in named_gates(spec)
         if g.metric == "custom" and g.gate.bad and g.gate.total
     )
+    labels = spec.analysis.labels
+    accuracy = [g for g in named_gates(spec) if g.metric == "accuracy"]
+    bets = {g.field for g in accuracy if by_stratum(spec) or (g.gate.margin is not None and has_pairs(spec))}
     return Wish(
         url=url,
         gateway=spec.gateway_ref,
-        wanted=Wanted(rollout_key(owner.uid), ledger.version, edges(spec), cost_limit(spec), custom),
-        shadow=any(step.shadow for step in spec.steps),
+        wanted=Wanted(
+            rollout_key(owner.uid),
+            ledger.version,
+            edges(spec),
+            cost_limit(spec),
+            custom,
+            hourly_fields=tuple(sorted(bets)),
+        ),
+        shadow=by_stratum(spec) or any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
+        doubles=labels.double_share > 0 and any(g.gate.limit is not None for g in accuracy),
     )
 
 
