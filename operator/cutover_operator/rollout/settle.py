@@ -201,16 +201,17 @@ def _children(draft: Draft, after: list[Action]) -> None:
                     Delete(resource, world.namespace, live["metadata"]["name"], live["metadata"].get("uid"))
                 )
         return
+    if draft.orphan_children:
+        # What serves now stays as it is, whether or not the TrainingRun it came from still exists.
+        after.extend(Apply(resources.released(live)) for live in (world.deployment, world.service) if live)
+        return
     if spec.serving.engine == "external" or draft.model is None:
         return
-    owned = not draft.orphan_children
     wanted = (
-        resources.deployment(spec, draft.model, draft.owner, world.site.images, owned),
-        resources.service(draft.owner, owned),
+        resources.deployment(spec, draft.model, draft.owner, world.site.images),
+        resources.service(draft.owner),
     )
-    if draft.orphan_children:
-        after.extend(Apply(obj) for obj in wanted)
-    elif draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
+    if draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
         same_model = draft.status.candidate_version in ("", draft.model.version) and (
             draft.ledger is None or draft.ledger.files in ("", draft.model.digest)
         )
