@@ -100,16 +100,25 @@ def series_id(metric: str, labels: Mapping[str, str]) -> str:
 def merged(series: Iterable[Series]) -> list[Series]:
     """One series per counter: a target scraped by two jobs, or by two replicas of Prometheus, is one counter still.
 
-    Counters are told apart by their own labels and the target's `instance` and `pod`; without those by every label.
+    Counters are told apart by their own labels and the target's `instance` and `pod`; without those by every label. A
+    job that names no `pod` is left out where another one names it for the same instance.
     """
+    series = list(series)
+    with_pod = {_without_pod(one) for one in series if "pod" in one.labels}
     found: dict[tuple[tuple[str, str], ...], Series] = {}
     for one in series:
+        if "pod" not in one.labels and "instance" in one.labels and _without_pod(one) in with_pod:
+            continue
         named = "instance" in one.labels or "pod" in one.labels
         labels = {k: v for k, v in one.labels.items() if k in OWN_LABELS} if named else dict(one.labels)
         key = tuple(sorted(labels.items()))
         known = found.get(key)
         found[key] = Series(labels, [*known.samples, *one.samples] if known is not None else one.samples)
     return list(found.values())
+
+
+def _without_pod(one: Series) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, v) for k, v in one.labels.items() if k in OWN_LABELS and k != "pod"))
 
 
 def usable(value: float) -> bool:
