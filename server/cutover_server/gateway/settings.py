@@ -34,8 +34,8 @@ class Settings:
     kubernetes_url: str = ""
     account_folder: Path = Path(_ACCOUNT_FOLDER)
     keys_folder: Path = Path(KEYS_FOLDER)
-    allowed_image_hosts: tuple[str, ...] = ()
-    """Empty: any public host."""
+    allowed_image_hosts: tuple[str, ...] | None = ()
+    """Public hosts of pictures; None: any, empty: none, so that pictures are embedded in the request."""
     allowed_image_origins: tuple[str, ...] = ()
     """Origins of picture services inside the network; none by default."""
     port_app: int = PORT_APP
@@ -110,7 +110,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         kubernetes_url=kubernetes_url,
         account_folder=account_folder,
         keys_folder=Path(text("CUTOVER_KEYS_FOLDER", KEYS_FOLDER)),
-        allowed_image_hosts=_list(environment.get("CUTOVER_ALLOWED_IMAGE_HOSTS", "")),
+        allowed_image_hosts=_hosts(environment.get("CUTOVER_ALLOWED_IMAGE_HOSTS", "")),
         allowed_image_origins=_list(environment.get("CUTOVER_ALLOWED_IMAGE_ORIGINS", "")),
         port_app=int(number("CUTOVER_PORT_APP", PORT_APP)),
         port_ops=int(number("CUTOVER_PORT_OPS", PORT_OPS)),
@@ -125,6 +125,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         drain_delay_seconds=number("CUTOVER_DRAIN_DELAY_SECONDS", 3.0),
         drain_seconds=number("CUTOVER_DRAIN_SECONDS", 75.0, 0.1),
     )
+
+
+def _hosts(value: str) -> tuple[str, ...] | None:
+    hosts = _list(value)
+    return None if "*" in hosts else hosts
 
 
 def _list(value: str) -> tuple[str, ...]:
