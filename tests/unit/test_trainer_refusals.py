@@ -497,3 +497,241 @@ def test_the_page_shows_every_refused_line_and_runs_nothing(prepared: Prepared) 
     assert "default-src 'none'" in prepared.page
     assert lowered.count("<img ") == len(pictures().DAMAGE_TYPES)
     assert all(part.startswith('"data:image/jpeg;base64,') for part in lowered.split("src=")[1:])
+
+
+# ------------------------------------------------------------------ models whose processor does not fit
+@dataclass(frozen=True)
+class Misfit:
+    name: str
+    base: Callable[[], Path]
+    family: Any
+    break_it: Callable[[Path], None]
+    said: str
+
+
+def settings(file: str, **changes: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        document = json.loads((folder / file).read_text())
+        for name, value in changes.items():
+            if value is ...:
+                document.pop(name, None)
+            else:
+                document[name] = value
+        (folder / file).write_text(json.dumps(document))
+
+    return apply
+
+
+def picture_side(side: int) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        document = json.loads((folder / "processor_config.json").read_text())
+        document["image_processor"]["size"] = {"height": side, "width": side}
+        (folder / "processor_config.json").write_text(json.dumps(document))
+
+    return apply
+
+
+def llava() -> Path:
+    return BASE_MODEL
+
+
+MISFITS = [
+    Misfit("35 places for 36 features", llava, "llava", settings("processor_config.json", num_additional_image_tokens=0), "num_additional_image_tokens is 0"),
+    Misfit("37 places for 36 features", llava, "llava", settings("processor_config.json", vision_feature_select_strategy=None), "vision_feature_select_strategy is None"),
+    Misfit("no patch size", llava, "llava", settings("processor_config.json", patch_size=None), "patch_size is None, the model's 8"),
+    Misfit("another patch size", llava, "llava", settings("processor_config.json", patch_size=16), "patch_size is 16"),
+    Misfit("larger pictures", llava, "llava", picture_side(64), "64 x 64 pixels, the model reads 48 x 48"),
+    Misfit("another image token", llava, "llava", settings("config.json", image_token_index=9999, image_token_id=...), "9999 is not in the tokenizer"),
+    Misfit("no end token", llava, "llava", settings("tokenizer_config.json", eos_token=None), "no end token"),
+    Misfit("no template", llava, "llava", lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
+    Misfit("tiles of another model", sample_models.tiny_llava_next, "llava_next", settings("processor_config.json", patch_size=4), "patch_size is 4"),
+    Misfit("5 of 4 queries", sample_models.tiny_blip2, "blip2", settings("processor_config.json", num_query_tokens=5), "num_query_tokens is 5, the model's 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS, ids=lambda case: case.name)
+def test_a_processor_that_does_not_fit_its_model_is_found_before_a_row_is_read(
+    tmp_path: Path, case: Misfit
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(case.base(), folder)
+    case.break_it(folder)
+    with pytest.raises(BadInput) as refused:
+        load_encoder(folder, case.family)
+    assert refused.value.reason == "BaseModelInconsistent"
+    assert case.said in refused.value.message
+    assert "baseModel.uri" in refused.value.message
+
+
+# ------------------------------------------------------------------ what others swallow when rows are encoded
+def encoder(template: str | None = None, limit: int | None = None) -> Encoder:
+    made = load_encoder(BASE_MODEL, "llava")
+    if template is not None:
+        made.processor.chat_template = template
+    if limit is not None:
+        made._limit = limit
+    return made
+
+
+QUESTION = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "Damage?"}, {"type": "image_url", "image_url": "sha256:0"}],
+    }
+]
+ORDINARY = (BASE_MODEL / "chat_template.jinja").read_text()
+
+ENCODINGS = [
+    ("the answer melts into the prompt", encoder, {"template": ORDINARY.rstrip() + "{{ ' ' }}"}, ANSWER, "prefix"),
+    ("no place for the picture", encoder, {"template": "Question:"}, ANSWER, "0 image tokens for one picture"),
+    ("two places for one picture", encoder, {"template": "<image><image> Question:"}, ANSWER, "2 image tokens for one picture"),
+    ("the answer is cut off", encoder, {"limit": 60}, ANSWER, "reads at most 60"),
+    ("nothing is trained", encoder, {}, "", "no answer token"),
+    ("only space is trained", encoder, {}, "   ", "no answer token"),
+    ("an end token in the answer", encoder, {}, f"{ANSWER}</s>", "control token"),
+    ("an image token in the answer", encoder, {}, f"{ANSWER}<image>", "control token"),
+    ("a start token in the answer", encoder, {}, f"<s>{ANSWER}", "control token"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "changes", "answer", "said"),
+    ENCODINGS,
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_row_that_would_train_on_the_wrong_tokens_is_refused(
+    name: str, make: Callable[..., Encoder], changes: dict[str, Any], answer: str, said: str
+) -> None:
+    with pytest.raises(Unencodable, match=said):
+        make(**changes).encode(QUESTION, answer, (48, 48))
+
+
+def test_two_rows_whose_image_tokens_cancel_are_each_looked_at() -> None:
+    """One placeholder too many here and one too few there pass as a batch, with features in the wrong row."""
+    made = encoder()
+    doubled = [{"role": "user", "content": [{"type": "text", "text": "<image>"}, QUESTION[0]["content"][1]]}]  # type: ignore[index]
+    bare = [{"role": "user", "content": "Damage?"}]
+    for question in (doubled, bare):
+        with pytest.raises(Unencodable, match="image token|control token"):
+            made.encode(question, ANSWER, (48, 48))
+
+
+# ------------------------------------------------------------------ leaks: what must stay together, and is reported
+def copies_of(image: Image.Image) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return {
+        "encoded again": buffer.getvalue(),
+        "scaled down": encoded(image.resize((96, 96))),
+        "brightened": encoded(image.point(lambda value: min(255, int(value * 1.05)))),
+    }
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, Any]]:
+    """Part of each row by id, and the report."""
+    workspace = tmp_path_factory.mktemp("leaks")
+    documents = copy.deepcopy(GOOD_ROWS)
+    original = pictures().damage_picture(9, 3, 128).image
+    documents.append({**holding(encoded(original)), "id": "original", "group_id": "house 1"})
+    for number, (name, data) in enumerate(copies_of(original).items()):
+        documents.append({**holding(data), "id": name, "group_id": f"elsewhere {number}"})
+    for number, group in enumerate(["Flat 4, Mill Lane", "flat 4,  mill lane ", "ＦＬＡＴ 4, Mill Lane"]):
+        documents.append(
+            {
+                **holding(encoded(pictures().damage_picture(9, 40 + number).image)),
+                "id": f"flat-{number}",
+                "group_id": group,
+            }
+        )
+    again = {**copy.deepcopy(GOOD_ROWS[5]), "group_id": "another house"}
+    twin = {**copy.deepcopy(GOOD_ROWS[6]), "id": "twin", "group_id": "a third house", "labels": []}
+    twin["messages"][-1]["content"] = json.dumps(
+        {**json.loads(twin["messages"][-1]["content"]), "damageType": "mould"}
+    )
+    follow_up = {**copy.deepcopy(GOOD_ROWS[9]), "assessment_id": "A-17", "id": "first visit", "group_id": "x"}
+    second = {**copy.deepcopy(GOOD_ROWS[10]), "assessment_id": "a-17 ", "id": "second visit", "group_id": "y"}
+    file = write_rows(workspace / "rows.jsonl", [*documents, again, twin, follow_up, second])
+    code, result = run_stage("prepare", stage_document(workspace / "run", file), workspace)
+    assert code == ExitCode.DONE, result.message
+    data = workspace / "run/data"
+    part_of = {
+        json.loads(line)["id"]: part
+        for part in ("train", "validation", "test")
+        for line in (data / f"{part}.jsonl").read_text().splitlines()
+    }
+    return part_of, json.loads((data / "report.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("together", "finding"),
+    [
+        (["original", "encoded again"], "NearDuplicate"),
+        (["original", "scaled down"], "NearDuplicate"),
+        (["original", "brightened"], "NearDuplicate"),
+        (["flat-0", "flat-1", "flat-2"], None),
+        ([GOOD_ROWS[5]["id"], f"{GOOD_ROWS[5]['id']}#32"], "RepeatedId"),
+        ([GOOD_ROWS[6]["id"], "twin"], "ContradictingAnswers"),
+        ([GOOD_ROWS[6]["id"], "twin"], "SamePicture"),
+        (["first visit", "second visit", GOOD_ROWS[9]["id"], GOOD_ROWS[10]["id"]], "SamePicture"),
+    ],
+)
+def test_what_would_leak_across_the_split_stays_in_one_part_and_is_reported(
+    leaky: tuple[dict[str, str], dict[str, Any]], together: list[str], finding: str | None
+) -> None:
+    part_of, report = leaky
+    assert len({part_of[name] for name in together}) == 1
+    found = {one["kind"]: one for one in report["findings"]}
+    if finding is not None:
+        assert found[finding]["lines"]
+        assert found[finding]["remedy"]
+
+
+def test_shares_are_reported_as_they_came_out(leaky: tuple[dict[str, str], dict[str, Any]]) -> None:
+    part_of, report = leaky
+    for part, share in report["shares"].items():
+        assert share["achieved"] == pytest.approx(list(part_of.values()).count(part) / len(part_of))
+    assert {part: share["wanted"] for part, share in report["shares"].items()} == {
+        "train": 0.8,
+        "validation": 0.1,
+        "test": 0.1,
+    }
+
+
+# ------------------------------------------------------------------ whole data sets
+def without_groups() -> list[dict[str, Any]]:
+    return [{name: value for name, value in one.items() if name != "group_id"} for one in GOOD_ROWS]
+
+
+DATA_SETS = [
+    ("nothing", [], {}, "EmptyDataset", "dataset.source"),
+    ("only noise", ["x"] * 9, {}, "UnreadableRows", "maxBadRowsShare"),
+    ("too few", GOOD_ROWS, {"quality": {"minExamples": 25}}, "TooFewExamples", "dataset.limit"),
+    ("unlabelled", [{**one, "validated": False} for one in GOOD_ROWS], {}, "TooFewValidated", "minValidatedShare"),
+    ("a class is missing", GOOD_ROWS[:7], {"quality": {"minExamples": 1, "requiredClasses": ["no_damage"]}}, "TooFewPerClass", "no_damage 0"),
+    ("a class nobody knows", GOOD_ROWS, {"quality": {"requiredClasses": ["flood"]}}, "UnknownClass", "requiredClasses"),
+    ("thin classes", GOOD_ROWS, {"quality": {"minPerClass": 4}}, "TooFewPerClass", "minPerClass"),
+    ("today's model disagrees", [{**one, "control_answer": "?"} for one in GOOD_ROWS], {}, "ControlDisagreesWithLabels", "0.0% of 24"),
+    ("today's model is unknown", [{**one, "control_answer": None} for one in GOOD_ROWS], {}, "ControlAccuracyUnknown", "minControlAccuracy"),
+    ("one building", [{**one, "group_id": "b"} for one in GOOD_ROWS], {}, "TooFewGroups", "dataset.groupBy"),
+    ("a group field with a typo", GOOD_ROWS, {"groupBy": "buildng"}, "GroupFieldAbsent", "'buildng'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "documents", "dataset", "reason", "said"), DATA_SETS, ids=[case[0] for case in DATA_SETS]
+)
+def test_a_data_set_that_cannot_teach_is_refused(
+    tmp_path: Path, name: str, documents: list[Any], dataset: dict[str, Any], reason: str, said: str
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", documents)
+    code, result = run_stage("prepare", stage_document(tmp_path / "run", file, dataset=dataset), tmp_path)
+    assert (code, result.reason) == (ExitCode.BAD_INPUT, reason), result.message
+    assert said in result.message
+
+
+def test_rows_without_buildings_are_taken_and_reported(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", without_groups())
+    code, result = run_stage("prepare", stage_document(tmp_path / "run", file), tmp_path)
+    assert code == ExitCode.DONE
+    assert "NoGroup" in result.message
