@@ -14,7 +14,7 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -440,7 +440,7 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """All broken lines among good ones, through the stage once."""
     workspace = tmp_path_factory.mktemp("refusals")
     long_row = row(id="<script>alert(1)</script>")
@@ -458,7 +458,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
         code, result = run_stage("prepare", {**document, "allowedOrigins": [origin]}, workspace)
     assert code == ExitCode.DONE, result.message
     data = workspace / "run/data"
-    yield Prepared(
+    return Prepared(
         result,
         json.loads((data / "report.json").read_bytes()),
         (data / "report.html").read_text(),
@@ -582,7 +582,7 @@ QUESTION = [
 ORDINARY = (BASE_MODEL / "chat_template.jinja").read_text()
 
 ENCODINGS = [
-    ("the answer melts into the prompt", encoder, {"template": ORDINARY.rstrip() + "{{ ' ' }}"}, ANSWER, "prefix"),
+    ("the answer melts into the prompt", encoder, {"template": ORDINARY.rstrip() + "{{ ' ' }}"}, "crack", "prefix"),
     ("no place for the picture", encoder, {"template": "Question:"}, ANSWER, "0 image tokens for one picture"),
     ("two places for one picture", encoder, {"template": "<image><image> Question:"}, ANSWER, "2 image tokens for one picture"),
     ("the answer is cut off", encoder, {"limit": 60}, ANSWER, "reads at most 60"),
@@ -612,7 +612,7 @@ def test_two_rows_whose_image_tokens_cancel_are_each_looked_at() -> None:
     doubled = [{"role": "user", "content": [{"type": "text", "text": "<image>"}, QUESTION[0]["content"][1]]}]  # type: ignore[index]
     bare = [{"role": "user", "content": "Damage?"}]
     for question in (doubled, bare):
-        with pytest.raises(Unencodable, match="image token|control token"):
+        with pytest.raises(Unencodable, match=r"image token|control token"):
             made.encode(question, ANSWER, (48, 48))
 
 

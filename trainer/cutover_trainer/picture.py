@@ -44,7 +44,8 @@ def keep(data: bytes) -> KeptPicture:
         raise UnusablePicture(
             f"{image.width} x {image.height} pixels; a photograph has {MIN_SIDE_PIXELS} a side"
         )
-    if all(low == high for low, high in image.getextrema()):
+    bounds = np.array(image.getextrema())
+    if np.array_equal(bounds[:, 0], bounds[:, 1]):
         raise UnusablePicture("of one colour all over: nothing can be seen on it")
     if max(image.size) > MAX_SIDE_PIXELS:
         image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS), Image.Resampling.LANCZOS)
