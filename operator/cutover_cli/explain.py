@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutStatus
-from cutover_cli.layout import age, is_trouble, number, span
+from cutover_cli.layout import age, is_trouble
 from cutover_cli.rollout_view import status_of, step_title
 from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.wording import number, span
 
 Object = Mapping[str, Any]
 ENDINGS = {
