@@ -15,16 +15,16 @@ from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title
 from cutover_operator.rollout.entering import promote
-from cutover_operator.rollout.evalue import interval
+from cutover_operator.rollout.gate_tests import odd_share
 from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.serving import health
 from cutover_operator.rollout.verdict import Bench, Verdict, judge, unavailable
 
 FIRST_SCRAPE_SECONDS = 120.0
-SHARE_ALPHA = 1e-3
+EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
+"""A gate that must pass has not, or cannot be judged."""
 WATCH_SECONDS = 7 * 86400.0
-INCIDENT_ANSWERS = 20
-"""Answers of the control within a limit before an incident is over."""
 
 
 def _judged(d: Draft) -> tuple[Verdict, ...]:
@@ -120,9 +120,11 @@ def _first_scrape(d: Draft, problem: Unavailable) -> bool:
 
 
 def judged(d: Draft) -> bool:
-    """Work out the verdicts every later check stands on."""
-    d.verdicts = _judged(d)
+    """Work out the verdicts and the move every later check stands on."""
     assert d.ledger is not None
+    d.verdicts = _judged(d)
+    d.missing = [] if d.promoted else _missing(d)
+    d.move = _move(d)
     part = d.ledger.since_step(d.status.step)
     mine, theirs = answered(part, "candidate"), answered(part, "control")
     names = advance_names(d.spec, d.step)
@@ -139,17 +141,37 @@ def judged(d: Draft) -> bool:
     return False
 
 
+def _move(d: Draft) -> Move:
+    """What the verdicts allow, by the same rule that simulated rollouts follow."""
+    names = advance_names(d.spec, d.step)
+    found = {reason for reason, _ in d.missing}
+    late = d.deadline_passed(d.status.step_entered_at, d.step.deadline)
+    move = choose(
+        [v.code for v in d.verdicts],
+        [v.shared for v in d.verdicts],
+        [v.gate.name in names for v in d.verdicts],
+        control_down=d.world.evidence.control_down,
+        incident=d.condition_is("SharedIncident", "True") and _incident_lasts(d)[0],
+        promoted=d.promoted,
+        held=d.spec.freeze or d.spec.hold,
+        in_force=not found - {"WaitingForRequests", "WaitingForTime", *EVIDENCE_REASONS},
+        enough_requests="WaitingForRequests" not in found,
+        enough_time="WaitingForTime" not in found,
+        too_late=late and d.step.on_deadline == "rollback",
+    )
+    return Move(int(move))
+
+
 def must_stop(d: Draft) -> bool:
     """One proven breach takes the traffic away, unless the control breaks the same limit: then nobody is to blame."""
     failed = [v for v in d.verdicts if v.verdict == "fail"]
-    if not failed:
-        return _incident_over(d)
-    own = [v for v in failed if not v.shared and not d.world.evidence.control_down]
-    if own:
-        first = own[0]
+    if d.move is Move.ROLL_BACK and failed:
+        first = next(v for v in failed if not v.shared)
         tail = " after the promotion" if d.promoted else f" at {step_title(d.step)}"
         return _stop(d, first.reason, first.message + tail)
-    return _incident(d, failed[0])
+    if failed:
+        return _incident(d, failed[0])
+    return _incident_over(d)
 
 
 def _incident(d: Draft, verdict: Verdict) -> bool:
@@ -159,7 +181,9 @@ def _incident(d: Draft, verdict: Verdict) -> bool:
     message = f"both arms are in trouble, so no weight moves: {why}"
     if d.condition("SharedIncident", "True", verdict.reason, message):
         d.notice("SharedIncident", message, "Warning", stamp(d.now))
-    d.ledger = d.ledger.after_incident(now) if d.ledger.incidents == 0 else d.ledger.rolled_incident(now)
+        d.ledger = d.ledger.after_incident(now)
+    else:
+        d.ledger = d.ledger.rolled_incident(now)
     d.ledger_due = True
     _frozen(d, message)
     return True
@@ -179,16 +203,22 @@ def _incident_over(d: Draft) -> bool:
         d.condition("SharedIncident", "False", "None")
         return False
     assert d.ledger is not None
-    since: Totals = next(iter(d.ledger.epochs(d.ledger.fresh_from)), (1, {}))[1]
-    n = answered(since, "control")
-    bad = since.get("requests/control/error", 0.0)
-    limit = min((g.gate.limit or 0.05 for g in named_gates(d.spec) if g.metric == "errorRate"), default=0.05)
-    if d.world.evidence.control_down or n < INCIDENT_ANSWERS or bad > limit * n:
+    lasts, bad, n = _incident_lasts(d)
+    if lasts:
         _frozen(d, f"shared incident: {bad:.0f} of the control's last {n:.0f} answers were errors")
         return True
     d.condition("SharedIncident", "False", "Over", f"the control answered {n:.0f} requests within its limits")
     d.notice("SharedIncidentOver", "the control answers within its limits again", about=stamp(d.now))
     return False
+
+
+def _incident_lasts(d: Draft) -> tuple[bool, float, float]:
+    """Whether the shared incident goes on, with the control's errors and answers since the last bad look."""
+    assert d.ledger is not None
+    since: Totals = next(iter(d.ledger.epochs(d.ledger.fresh_from)), (1, {}))[1]
+    bad, n = since.get("requests/control/error", 0.0), answered(since, "control")
+    limit = min((g.gate.limit or 0.05 for g in named_gates(d.spec) if g.metric == "errorRate"), default=0.05)
+    return bool(incident_lasts(bad, n, limit, d.world.evidence.control_down)), bad, n
 
 
 def watching(d: Draft) -> bool:
@@ -221,11 +251,10 @@ def held_by_people(d: Draft) -> bool:
 
 def advance(d: Draft) -> bool:
     """Go on when everything that must pass has passed; otherwise say what is missing."""
-    missing = _missing(d)
-    if missing:
+    if d.move is not Move.ADVANCE:
         late = d.deadline_passed(d.status.step_entered_at, d.step.deadline)
-        text = "; ".join(m for _, m in missing)
-        if late and d.step.on_deadline == "rollback":
+        text = "; ".join(m for _, m in d.missing)
+        if d.move is Move.ROLL_BACK:
             return _stop(d, "DeadlinePassed", f"not proven within {d.step.deadline}: {text}")
         d.set(phase="Holding" if late or d.blocked is not None else "Progressing")
         if late:
@@ -234,7 +263,7 @@ def advance(d: Draft) -> bool:
                 f"the step's deadline {d.step.deadline} has passed, onDeadline says hold: {text}",
             )
         else:
-            d.say(missing[0][0], text)
+            d.say(d.missing[0][0], text)
         return True
     passed = (
         "; ".join(v.message for v in d.verdicts if v.gate.name in advance_names(d.spec, d.step))
@@ -283,8 +312,7 @@ def _missing(d: Draft) -> list[tuple[str, str]]:
     names = advance_names(d.spec, step)
     for verdict in d.verdicts:
         if verdict.gate.name in names and verdict.verdict != "pass":
-            reason = "LabelsUnavailable" if verdict.verdict == "unavailable" else "WaitingForEvidence"
-            found.append((reason, verdict.message))
+            found.append((EVIDENCE_REASONS[verdict.verdict == "unavailable"], verdict.message))
     waited, least = d.since(d.status.step_confirmed_at), to_seconds(step.min_duration)
     if waited < least:
         until = timestamp(confirmed + timedelta(seconds=least))
@@ -301,12 +329,9 @@ def _missing(d: Draft) -> list[tuple[str, str]]:
 def _odd_share(part: Totals, weight: int) -> str:
     """Why the observed share of requests contradicts the weight; empty when it does not."""
     mine, theirs = answered(part, "candidate"), answered(part, "control")
-    share, asked = mine / max(mine + theirs, 1.0), weight / 100
-    if abs(share - asked) <= 0.02 + 0.1 * asked * (1 - asked):
+    if not odd_share(mine, theirs, weight / 100):
         return ""
-    low, high = interval(mine, theirs, SHARE_ALPHA)
-    if low <= asked <= high:
-        return ""
+    share = mine / (mine + theirs)
     return (
         f"{100 * share:.1f}% of {mine + theirs:.0f} requests reached the candidate, the weight is {weight}%"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cutover_operator.evidence.ledger import ANSWERED, Totals, edge_key
 
-Counts = tuple[float, float]
+Pair = tuple[float, float]
 """(bad, good)."""
 
 
@@ -12,12 +12,12 @@ def answered(totals: Totals, arm: str) -> float:
     return sum(totals.get(f"requests/{arm}/{outcome}", 0.0) for outcome in ANSWERED)
 
 
-def error_counts(totals: Totals, arm: str) -> Counts:
+def error_counts(totals: Totals, arm: str) -> Pair:
     bad = totals.get(f"requests/{arm}/error", 0.0)
     return bad, answered(totals, arm) - bad
 
 
-def slow_counts(totals: Totals, arm: str, edge: float, prefix: str = "duration") -> Counts:
+def slow_counts(totals: Totals, arm: str, edge: float, prefix: str = "duration") -> Pair:
     fast = totals.get(f"{prefix}/{arm}/{edge_key(edge)}/fast", 0.0)
     return max(0.0, totals.get(f"{prefix}/{arm}/{edge_key(edge)}/all", 0.0) - fast), fast
 
@@ -30,12 +30,12 @@ def label_counts(totals: Totals, arm: str, field: str) -> tuple[float, float, fl
     return right, wrong, missing
 
 
-def shadow_counts(totals: Totals) -> Counts:
+def shadow_counts(totals: Totals) -> Pair:
     """Mirrored requests the candidate could not answer, and those it did."""
     good = sum(totals.get(f"shadow/{agreement}", 0.0) for agreement in ("agree", "disagree"))
     return totals.get("shadow/error", 0.0) + totals.get("shadow/invalid", 0.0), good
 
 
-def custom_counts(totals: Totals, gate: str) -> Counts:
+def custom_counts(totals: Totals, gate: str) -> Pair:
     bad = totals.get(f"custom/{gate}/bad", 0.0)
     return bad, max(0.0, totals.get(f"custom/{gate}/total", 0.0) - bad)

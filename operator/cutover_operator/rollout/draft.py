@@ -17,6 +17,7 @@ from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import ledger_name
 from cutover_operator.plan import Notice
 from cutover_operator.rollout.candidate import Refusal, ServedModel, served_model
+from cutover_operator.rollout.moves import Move
 from cutover_operator.rollout.resources import Owner
 from cutover_operator.rollout.routing import current_control, first_control, holder_of
 from cutover_operator.rollout.verdict import Verdict
@@ -89,6 +90,9 @@ class Draft:
         self.blocked: Refusal | None = None
         """What is wrong with the references of a rollout that runs already: it may stop, not advance."""
         self.verdicts: tuple[Verdict, ...] = ()
+        self.missing: list[tuple[str, str]] = []
+        """(reason, sentence) of everything that keeps the step."""
+        self.move = Move.HOLD
         found = served_model(world.spec, world.training_run)
         self.model: ServedModel | None = found if isinstance(found, ServedModel) else None
         self.model_refusal: Refusal | None = found if isinstance(found, Refusal) else None

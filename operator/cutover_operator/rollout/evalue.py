@@ -5,18 +5,19 @@ Decides nothing. Turns cumulative counts into the logarithm of an e-value: a num
 likelihood ratio mixed over a Beta prior cut to the alternative (Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon
 2021): closed form in the two sums, so scrapes, windows and restarts change nothing. The mean version bets once per
 closed cohort (Waudby-Smith and Ramdas 2020).
+
+Everything takes arrays and works element by element, so the same lines judge one rollout and many simulated ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaln
+from scipy.special import betainc, betaln, xlog1py, xlogy
 
 LOG_E_BOUND = 1e6
 """Logarithms are cut here: minus infinity is a legitimate underflow but not JSON."""
@@ -25,27 +26,27 @@ KAPPA_SHARE = 20.0
 KAPPA_RATIO = 10.0
 
 Side = Literal[-1, 1]
+Floats = NDArray[np.float64]
 
 
-def log_e(
-    successes: ArrayLike, failures: ArrayLike, p0: float, side: Side, kappa: float
-) -> NDArray[np.float64]:
+def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, kappa: float) -> Floats:
     """Evidence against "the chance of success is at least p0" (side -1) or "at most p0" (side +1).
 
     Element by element; counts below zero count as zero. Raises ValueError for a p0 outside (0, 1).
     """
-    if not 0.0 < p0 < 1.0:
-        raise ValueError(f"p0 must lie strictly between 0 and 1, not {p0}")
+    limit = np.asarray(p0, dtype=np.float64)
+    if not ((limit > 0.0) & (limit < 1.0)).all():
+        raise ValueError(f"p0 must lie strictly between 0 and 1, not {limit}")
     s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
     f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
-    a, b = kappa * p0, kappa * (1.0 - p0)
+    a, b = kappa * limit, kappa * (1.0 - limit)
     if side < 0:
-        post, prior = betainc(a + s, b + f, p0), betainc(a, b, p0)
+        post, prior = betainc(a + s, b + f, limit), betainc(a, b, limit)
     else:
-        post, prior = betainc(b + f, a + s, 1.0 - p0), betainc(b, a, 1.0 - p0)
+        post, prior = betainc(b + f, a + s, 1.0 - limit), betainc(b, a, 1.0 - limit)
     with np.errstate(divide="ignore"):
-        cut = np.log(post) - math.log(prior)
-    value: Any = betaln(a + s, b + f) - betaln(a, b) + cut - s * math.log(p0) - f * math.log1p(-p0)
+        cut = np.log(post) - np.log(prior)
+    value: Any = betaln(a + s, b + f) - betaln(a, b) + cut - s * np.log(limit) - f * np.log1p(-limit)
     return np.asarray(np.clip(value, -LOG_E_BOUND, LOG_E_BOUND), dtype=np.float64)
 
 
@@ -54,21 +55,28 @@ def log_e_of(successes: float, failures: float, p0: float, side: Side, kappa: fl
     return float(log_e(successes, failures, p0, side, kappa))
 
 
-def mixture(log_es: Sequence[float], indices: Sequence[int] | None = None) -> float:
+def mixture(log_es: ArrayLike, indices: ArrayLike | None = None) -> Floats:
     """One e-value from those of several epochs that all end now and began at different times.
 
-    Epoch 1 weighs 1/2, epoch k weighs 1/(2k(k-1)), the rest is idle: the weights add up to 1, so the mixture is an
-    e-value too, and it sees a drift that began late. `indices` names the epochs when old ones were given up; what
-    is missing counts as zero, which only makes the mixture more careful.
+    `log_es` has the shape (epochs, ...), `indices` the same or one that broadcasts to it; the result has the shape
+    (...). Epoch 1 weighs 1/2, epoch k weighs 1/(2k(k-1)), the rest is idle: the weights add up to 1, so the mixture
+    is an e-value too, and it sees a drift that began late. `indices` names the epochs when old ones were given up
+    (index 0: no epoch); what is missing counts as zero, which only makes the mixture more careful.
     """
-    if not log_es:
-        return 0.0
-    ks = list(indices) if indices is not None else list(range(1, len(log_es) + 1))
-    terms = [-math.log(2.0 * max(ks))]
-    for k, value in zip(ks, log_es, strict=True):
-        weight = 0.5 if k == 1 else 0.5 / (k * (k - 1))
-        terms.append(math.log(weight) + value)
-    return float(np.clip(np.logaddexp.reduce(np.asarray(terms)), -LOG_E_BOUND, LOG_E_BOUND))
+    values = np.asarray(log_es, dtype=np.float64)
+    if values.shape[0] == 0:
+        return np.zeros(values.shape[1:])
+    if indices is None:
+        k = np.arange(1, values.shape[0] + 1).reshape(-1, *(1,) * (values.ndim - 1))
+    else:
+        k = np.asarray(indices)
+        k = k.reshape(*k.shape, *(1,) * (values.ndim - k.ndim))
+    newest = np.broadcast_to(k, values.shape).max(axis=0)
+    with np.errstate(divide="ignore"):
+        log_weight = np.where(k <= 1, math.log(0.5), -np.log(2.0 * np.maximum(k * (k - 1), 1)))
+        terms = np.where(k > 0, values + log_weight, -np.inf)
+        total = np.logaddexp(np.logaddexp.reduce(terms, axis=0), -np.log(2.0 * np.maximum(newest, 1)))
+    return np.asarray(np.where(newest > 0, np.clip(total, -LOG_E_BOUND, LOG_E_BOUND), 0.0))
 
 
 def divergence(p: float, q: float) -> float:
@@ -99,69 +107,82 @@ def still_needed(
     return max(0.0, missing / gain) if gain > 0 else None
 
 
+def refuted(
+    successes: ArrayLike, failures: ArrayLike, p: ArrayLike, alpha: ArrayLike, a: float = 1.0, b: float = 1.0
+) -> NDArray[np.bool_]:
+    """Whether the counts rule out the share p, at level alpha and at all times at once."""
+    s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
+    f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
+    wealth: Any = betaln(a + s, b + f) - betaln(a, b) - xlogy(s, p) - xlog1py(f, -np.asarray(p))
+    return np.asarray(wealth >= -np.log(np.asarray(alpha, dtype=np.float64)))
+
+
+def intervals(
+    successes: ArrayLike, failures: ArrayLike, alpha: ArrayLike, a: float = 1.0, b: float = 1.0
+) -> tuple[Floats, Floats]:
+    """Lowest and highest share not refuted at any time so far, at level alpha: around the observed share."""
+    s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
+    f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
+    s, f = np.broadcast_arrays(s, f)
+    middle = s / np.maximum(s + f, 1.0)
+    tiny = 1e-12
+
+    def edge(outside: float) -> Floats:
+        out, inside = np.full(s.shape, outside), np.clip(middle, tiny, 1 - tiny)
+        worth = refuted(s, f, out, alpha, a, b)
+        for _ in range(60):
+            halfway = (out + inside) / 2
+            beyond = refuted(s, f, halfway, alpha, a, b)
+            out, inside = np.where(beyond, halfway, out), np.where(beyond, inside, halfway)
+        return np.asarray(np.where(worth, out, round(outside)), dtype=np.float64)
+
+    return edge(tiny), edge(1 - tiny)
+
+
 def interval(
     successes: float, failures: float, alpha: float, a: float = 1.0, b: float = 1.0
 ) -> tuple[float, float]:
-    """Shares not refuted at any time so far, at level alpha: around the observed share, for display and comparison."""
-    s, f = max(successes, 0.0), max(failures, 0.0)
-    if s + f <= 0:
-        return 0.0, 1.0
-    level = math.log(1.0 / alpha)
-    base = float(betaln(a + s, b + f) - betaln(a, b))
-
-    def refuted(p: float) -> bool:
-        against = (s * math.log(p) if s else 0.0) + (f * math.log1p(-p) if f else 0.0)
-        return base - against >= level
-
-    middle = s / (s + f)
-    tiny = 1e-12
-    low, high = 0.0, 1.0
-    if middle > tiny and refuted(tiny):
-        low = _edge(tiny, middle, refuted)
-    if middle < 1 - tiny and refuted(1 - tiny):
-        high = _edge(1 - tiny, middle, refuted)
-    return low, high
-
-
-def _edge(outside: float, inside: float, refuted: Any) -> float:
-    for _ in range(60):
-        halfway = (outside + inside) / 2
-        if refuted(halfway):
-            outside = halfway
-        else:
-            inside = halfway
-    return outside
+    """`intervals` of one pair of counts."""
+    low, high = intervals(successes, failures, alpha, a, b)
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
 class Bettor:
     """Wealth of a bettor against "the mean is at most p0", for values in 0..1, one bet per closed cohort.
 
-    Each bet uses earlier cohorts only. Five numbers, so it survives in a ledger.
+    Each bet uses earlier cohorts only. Four numbers, so it survives in a ledger; or four arrays of one shape, for
+    many bettors at once.
     """
 
-    cohorts: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    log_wealth: float = 0.0
+    cohorts: Any = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
+    log_wealth: Any = 0.0
 
-    def bet(self, value: float, p0: float) -> Bettor:
-        """The bettor after a cohort whose mean is `value`; values above 1 count as 1, against the alarm."""
-        x = min(max(value, 0.0), 1.0)
+    def bet(self, value: ArrayLike, p0: float, closed: ArrayLike = True) -> Bettor:
+        """The bettor after a cohort whose mean is `value`; values above 1 count as 1, against the alarm.
+
+        With arrays, `closed` says whose cohort closed; the others stay as they are.
+        """
+        x = np.clip(np.asarray(value, dtype=np.float64), 0.0, 1.0)
+        old_count, old_mean = np.asarray(self.cohorts), np.asarray(self.mean, dtype=np.float64)
+        squares, wealth = np.asarray(self.squares, dtype=np.float64), np.asarray(self.log_wealth)
         prior_weight, prior_variance = 4.0, 0.05
-        n = self.cohorts + prior_weight
-        mean = (self.mean * self.cohorts + p0 * prior_weight) / n
-        variance = (self.squares + prior_variance * prior_weight) / n
-        gain = mean - p0
-        stake = min(max(gain / (variance + gain * gain), 0.02), 0.5 / p0)
-        wealth = self.log_wealth + math.log1p(stake * (x - p0))
-        count = self.cohorts + 1
-        delta = x - self.mean
-        new_mean = self.mean + delta / count
-        return replace(
-            self,
-            cohorts=count,
-            mean=new_mean,
-            squares=self.squares + delta * (x - new_mean),
-            log_wealth=min(max(wealth, -LOG_E_BOUND), LOG_E_BOUND),
+        n = old_count + prior_weight
+        expected = (old_mean * old_count + p0 * prior_weight) / n
+        variance = (squares + prior_variance * prior_weight) / n
+        gain = expected - p0
+        stake = np.minimum(np.maximum(gain / (variance + gain * gain), 0.02), 0.5 / p0)
+        count = old_count + 1
+        delta = x - old_mean
+        new_mean = old_mean + delta / count
+        after = (
+            count,
+            new_mean,
+            squares + delta * (x - new_mean),
+            np.clip(wealth + np.log1p(stake * (x - p0)), -LOG_E_BOUND, LOG_E_BOUND),
         )
+        before = (old_count, old_mean, squares, wealth)
+        done = [np.where(closed, new, old) for new, old in zip(after, before, strict=True)]
+        return Bettor(*(one.item() if one.ndim == 0 else one for one in done))

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
-from cutover_operator.evidence.ledger import Ledger, Totals
+from cutover_operator.evidence.ledger import Ledger, Totals, minus
 from cutover_operator.evidence.samples import Unavailable
+from cutover_operator.rollout import gate_tests
 from cutover_operator.rollout.counts import (
-    Counts,
+    Pair,
     answered,
     custom_counts,
     error_counts,
@@ -24,23 +27,24 @@ from cutover_operator.rollout.counts import (
     shadow_counts,
     slow_counts,
 )
-from cutover_operator.rollout.evalue import (
-    KAPPA_ACCURACY,
-    KAPPA_RATIO,
-    KAPPA_SHARE,
-    Side,
-    interval,
-    log_e_of,
-    mixture,
-    still_needed,
+from cutover_operator.rollout.evalue import KAPPA_ACCURACY, KAPPA_SHARE, Floats, still_needed
+from cutover_operator.rollout.gate_tests import (
+    COST_MIN_ANSWERS,
+    VOTES_MIN,
+    Code,
+    Counts,
+    Judged,
+    Labels,
+    Segments,
 )
 from cutover_operator.rollout.gates import DEFAULT_RATIO_MARGIN, SLOW_SHARE, NamedGate, ladder
 
-COST_MIN_ANSWERS = 100
-VOTES_MIN = 100
-CONTROL_ALPHA = 0.05
-"""Proof wanted before a control is said to break a limit too."""
-
+NAMES: dict[Code, VerdictName] = {
+    Code.INSUFFICIENT: "insufficient",
+    Code.PASS: "pass",
+    Code.FAIL: "fail",
+    Code.UNAVAILABLE: "unavailable",
+}
 REASONS = {
     "accuracy": "AccuracyBelowLimit",
     "latency": "LatencyAboveLimit",
@@ -69,6 +73,7 @@ class Verdict:
     log_e_fail: float | None = None
     shared: bool = False
     """A fail that the control shares: it breaks the same limit, and the candidate is not worse by a ratio."""
+    code: Code = Code.INSUFFICIENT
 
     def to_status(self) -> GateStatus:
         return GateStatus(
@@ -120,7 +125,9 @@ def judge(bench: Bench, gate: NamedGate) -> Verdict:
 
 
 def unavailable(gate: NamedGate, why: Unavailable) -> Verdict:
-    return Verdict(gate, "unavailable", why.message, reason=why.kind, limit=gate.gate.limit)
+    return Verdict(
+        gate, "unavailable", why.message, reason=why.kind, limit=gate.gate.limit, code=Code.UNAVAILABLE
+    )
 
 
 # ---------------------------------------------------------------- shares that must stay small
@@ -131,52 +138,61 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
     since = ledger.epochs(ledger.fresh_from)
     totals = since[0][1] if since else dict(ledger.totals)
     bad, good = count(totals, "candidate")
-    n = bad + good
-    value = bad / n if n else None
-
-    log_fail = _violation(ledger, count, "candidate", share_limit)
+    floor, margin = certified_share(bench.spec, bench.step, gate), gate.gate.margin
     shadow = _shadow_counter(gate) if any(step.shadow for step in bench.spec.steps) else None
-    if shadow is not None:
-        mirrored = mixture(
-            [log_e_of(*shadow(t), share_limit, 1, KAPPA_SHARE) for _, t in since], [k for k, _ in since]
-        )
-        log_fail = math.log(0.5) + max(log_fail, mirrored) + math.log1p(math.exp(-abs(log_fail - mirrored)))
-    factor = ladder(bench.spec, bench.step, gate.metric)
-    floor = min(share_limit * factor, 0.5) if factor > 1 else share_limit
-    log_pass = log_e_of(bad, good, floor, -1, KAPPA_SHARE)
-
-    margin = gate.gate.margin
-    parts = 2.0 if margin is not None else 1.0
-    ratio = _ratio(ledger, count, 1.0 + (margin if margin is not None else DEFAULT_RATIO_MARGIN))
-    alpha = bench.spent(gate.rollback_alpha) / parts
+    found = gate_tests.judge_share(
+        Counts(bad, good),
+        _stacked([count(t, "candidate") for _, t in since]),
+        [k for k, _ in since],
+        _stacked([count(t, "control") for _, t in since]),
+        _segments(ledger, count),
+        limit=share_limit,
+        floor=floor,
+        fail_alpha=bench.spent(gate.rollback_alpha) if gate.rolls_back else 0.0,
+        pass_alpha=bench.spent(bench.risk),
+        margin=margin,
+        default_margin=DEFAULT_RATIO_MARGIN,
+        mirrored=_stacked([shadow(t) for _, t in since]) if shadow is not None else None,
+    )
+    value, n = _float(found.value), float(found.samples)
     what = _what(gate, value, n, share_limit)
-    if gate.rolls_back and log_fail >= math.log(1 / alpha):
-        control = _violation(ledger, count, "control", share_limit)
-        shared = control >= math.log(1 / CONTROL_ALPHA) and ratio < math.log(1 / alpha)
-        tail = "; the control breaks the same limit" if shared else ""
+    if found.code == Code.FAIL and found.against_control:
+        message = f"{what}; more than {1 + (margin or 0.0):g} times the control's share"
+        return _made(gate, found, message, limit, CONTROL_REASONS.get(gate.metric, "Worse"))
+    if found.code == Code.FAIL:
         if shadow is not None and n == 0:
             what = _what(gate, _portion(shadow(totals)), sum(shadow(totals)), share_limit, "mirrored ")
-        return _made(
-            gate, "fail", what + tail, value, limit, n, log_pass, log_fail, REASONS[gate.metric], shared
-        )
-    if gate.rolls_back and margin is not None and ratio >= math.log(1 / alpha):
-        message = f"{what}; more than {1 + margin:g} times the control's share"
-        return _made(
-            gate, "fail", message, value, limit, n, log_pass, ratio, CONTROL_REASONS.get(gate.metric, "Worse")
-        )
-    needed_log = math.log(1 / bench.spent(bench.risk))
-    if value is not None and value <= share_limit and log_pass >= needed_log:
-        return _made(gate, "pass", what, value, limit, n, log_pass, log_fail)
-    more = (
-        still_needed(bad, good, floor, -1, KAPPA_SHARE, bench.spent(bench.risk))
-        if value is not None
-        else None
-    )
-    message = what + _missing(bench, more, n, "answers", value is not None and value > share_limit)
-    return _made(gate, "insufficient", message, value, limit, n, log_pass, log_fail)
+        tail = "; the control breaks the same limit" if found.shared else ""
+        return _made(gate, found, what + tail, limit, REASONS[gate.metric])
+    if found.code == Code.PASS:
+        return _made(gate, found, what, limit)
+    more = None
+    if value is not None:
+        more = still_needed(bad, good, floor, -1, KAPPA_SHARE, bench.spent(bench.risk))
+    tail = _missing(bench, more, n, "answers", value is not None and value > share_limit)
+    return _made(gate, found, what + tail, limit)
 
 
-def _counter(gate: NamedGate) -> Callable[[Totals, str], Counts]:
+def certified_share(spec: ModelRolloutSpec, step: int, gate: NamedGate) -> float:
+    """The bad share that leaving this step must prove the candidate to stay below."""
+    limit = SLOW_SHARE if gate.metric == "latency" else gate.gate.limit or SLOW_SHARE
+    factor = ladder(spec, step, gate.metric)
+    return min(limit * factor, 0.5) if factor > 1 else limit
+
+
+def certified_accuracy(spec: ModelRolloutSpec, step: int, limit: float) -> float:
+    """The share of right answers that leaving this step must prove the candidate to exceed."""
+    factor = ladder(spec, step, "accuracy")
+    return max(1 - (1 - limit) * factor, 0.5) if factor > 1 else limit
+
+
+def _stacked(pairs: Sequence[Pair]) -> Counts:
+    """One row per epoch."""
+    rows = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+    return Counts(rows[:, 0], rows[:, 1])
+
+
+def _counter(gate: NamedGate) -> Callable[[Totals, str], Pair]:
     if gate.metric == "errorRate":
         return error_counts
     if gate.metric == "latency":
@@ -186,7 +202,7 @@ def _counter(gate: NamedGate) -> Callable[[Totals, str], Counts]:
     return lambda totals, arm: custom_counts(totals, name) if arm == "candidate" else (0.0, 0.0)
 
 
-def _shadow_counter(gate: NamedGate) -> Callable[[Totals], Counts] | None:
+def _shadow_counter(gate: NamedGate) -> Callable[[Totals], Pair] | None:
     if gate.metric == "errorRate":
         return shadow_counts
     if gate.metric == "latency":
@@ -195,159 +211,127 @@ def _shadow_counter(gate: NamedGate) -> Callable[[Totals], Counts] | None:
     return None
 
 
-def _violation(ledger: Ledger, count: Callable[[Totals, str], Counts], arm: str, limit: float) -> float:
-    epochs = ledger.epochs(ledger.fresh_from)
-    values = [log_e_of(*count(totals, arm), limit, 1, KAPPA_SHARE) for _, totals in epochs]
-    return mixture(values, [k for k, _ in epochs])
-
-
-def _ratio(ledger: Ledger, count: Callable[[Totals, str], Counts], ratio: float) -> float:
-    """Evidence that the candidate's share is more than `ratio` times the control's, who serves the same minutes."""
-    marks = [m for m in ledger.marks if m.k >= ledger.fresh_from]
-    if not marks:
-        return 0.0
-    bounds = [m.totals for m in sorted(marks, key=lambda m: m.k)] + [ledger.totals]
-    total = 0.0
-    for earlier, later in itertools.pairwise(bounds):
-        part = {key: max(0.0, value - earlier.get(key, 0.0)) for key, value in later.items()}
-        (bad, good), (control_bad, control_good) = count(part, "candidate"), count(part, "control")
-        mine, theirs = bad + good, control_bad + control_good
-        if mine > 0 and theirs > 0:
-            expected = mine * ratio / (mine * ratio + theirs)
-            total += log_e_of(bad, control_bad, expected, 1, KAPPA_RATIO)
-    return total
+def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair]) -> Segments:
+    """What both arms counted from mark to mark since judging began."""
+    marks = sorted((m for m in ledger.marks if m.k >= ledger.fresh_from), key=lambda m: m.k)
+    bounds = [*(m.totals for m in marks), ledger.totals]
+    parts = [minus(later, earlier) for earlier, later in itertools.pairwise(bounds)]
+    return Segments(
+        _stacked([count(part, "candidate") for part in parts]),
+        _stacked([count(part, "control") for part in parts]),
+    )
 
 
 # ---------------------------------------------------------------- accuracy
 def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
-    ledger, limit = bench.ledger, gate.gate.limit
+    ledger, limit, margin = bench.ledger, gate.gate.limit, gate.gate.margin
     right, wrong, missing = label_counts(ledger.totals, "candidate", gate.field)
-    n = right + wrong + missing
-    value = right / n if n else None
-    log_pass = log_fail = None
-    margin_parts = 2.0 if limit is not None and gate.gate.margin is not None else 1.0
-    alpha = gate.rollback_alpha / margin_parts
-    factor = 1.0
-    floor = limit
+    epochs = ledger.epochs()
+    rows = np.asarray([label_counts(t, "candidate", gate.field) for _, t in epochs]).reshape(-1, 3)
+    floor = certified_accuracy(bench.spec, bench.step, limit) if limit is not None else None
+    found = gate_tests.judge_accuracy(
+        Labels(right, wrong, missing),
+        Labels(rows[:, 0], rows[:, 1], rows[:, 2]),
+        [k for k, _ in epochs],
+        Labels(*label_counts(ledger.totals, "control", gate.field)),
+        limit=limit,
+        floor=floor,
+        fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
+        pass_alpha=bench.risk,
+        margin=margin,
+        available=bench.labels is None,
+    )
+    n, value = float(found.samples), _float(found.value)
     what = f"{_field(gate)} {_number(value)} (n={n:.0f}"
     what += f", {missing:.0f} without a label)" if missing else ")"
-    if limit is not None:
-        factor = ladder(bench.spec, bench.step, "accuracy")
-        floor = max(1 - (1 - limit) * factor, 0.5) if factor > 1 else limit
-        epochs = ledger.epochs()
-        values = []
-        for _, totals in epochs:
-            r, w, m = label_counts(totals, "candidate", gate.field)
-            values.append(log_e_of(r + m, w, limit, -1, KAPPA_ACCURACY))
-        log_fail = mixture(values, [k for k, _ in epochs])
-        log_pass = log_e_of(right, wrong + missing, floor or limit, 1, KAPPA_ACCURACY)
-        what += f", limit {limit:g}"
-        if gate.rolls_back and log_fail >= math.log(1 / alpha):
-            return _made(gate, "fail", what, value, limit, n, log_pass, log_fail, REASONS["accuracy"])
-    compared = _against_control(bench, gate, alpha) if gate.gate.margin is not None else "pass"
-    if compared == "fail":
-        message = f"{what}; below the control's by more than {gate.gate.margin:g}"
-        return _made(gate, "fail", message, value, limit, n, log_pass, log_fail, CONTROL_REASONS["accuracy"])
-    if bench.labels is not None:
-        return _made(
-            gate, "unavailable", bench.labels.message, value, limit, n, log_pass, log_fail, bench.labels.kind
-        )
-    proven = log_pass is None or (
-        log_pass >= math.log(1 / bench.risk) and value is not None and limit is not None and value >= limit
-    )
-    if proven and compared == "pass" and value is not None:
-        return _made(gate, "pass", what, value, limit, n, log_pass, log_fail)
-    if not proven and floor is not None and limit is not None:
-        side: Side = 1
-        more = still_needed(right, wrong + missing, floor, side, KAPPA_ACCURACY, bench.risk)
-        tail = _missing(bench, more, n, "labels", value is not None and value < limit)
-    else:
-        tail = "; more labels on both arms are needed to compare them"
-    return _made(gate, "insufficient", what + tail, value, limit, n, log_pass, log_fail)
-
-
-def _against_control(bench: Bench, gate: NamedGate, alpha: float) -> VerdictName:
-    """Two intervals that hold at all times, one per arm: they need no assumption on how the arms' answers go together."""
-    margin = gate.gate.margin or 0.0
-    right, wrong, missing = label_counts(bench.ledger.totals, "candidate", gate.field)
-    c_right, c_wrong, c_missing = label_counts(bench.ledger.totals, "control", gate.field)
-    if right + wrong == 0 or c_right + c_wrong == 0:
-        return "insufficient"
-    if gate.rolls_back and alpha > 0:
-        best = interval(right + missing, wrong, alpha / 2)[1]
-        least = interval(c_right, c_wrong + c_missing, alpha / 2)[0]
-        if best < least - margin:
-            return "fail"
-    worst = interval(right, wrong + missing, bench.risk / 2)[0]
-    most = interval(c_right + c_missing, c_wrong, bench.risk / 2)[1]
-    return "pass" if worst >= most - margin else "insufficient"
+    what += f", limit {limit:g}" if limit is not None else ""
+    if found.code == Code.FAIL and found.against_control:
+        message = f"{what}; below the control's by more than {margin:g}"
+        return _made(gate, found, message, limit, CONTROL_REASONS["accuracy"])
+    if found.code == Code.FAIL:
+        return _made(gate, found, what, limit, REASONS["accuracy"])
+    if found.code == Code.UNAVAILABLE and bench.labels is not None:
+        return _made(gate, found, bench.labels.message, limit, bench.labels.kind)
+    if found.code == Code.PASS:
+        return _made(gate, found, what, limit)
+    tail = "; more labels on both arms are needed to compare them"
+    if limit is not None and floor is not None:
+        more = still_needed(right, wrong + missing, floor, 1, KAPPA_ACCURACY, bench.risk)
+        wrong_side = value is not None and value < limit
+        if wrong_side or more is None or more > 0:
+            tail = _missing(bench, more, n, "labels", wrong_side)
+    return _made(gate, found, what + tail, limit)
 
 
 # ---------------------------------------------------------------- cost and satisfaction
 def _cost(bench: Bench, gate: NamedGate) -> Verdict:
     limit = gate.gate.limit or 0.0
     n = answered(bench.ledger.totals, "candidate")
-    mean = bench.ledger.total("cost/candidate") / n if n else None
-    wealth = bench.ledger.bettor.log_wealth
+    found = gate_tests.judge_cost(
+        n,
+        bench.ledger.total("cost/candidate"),
+        bench.ledger.bettor.log_wealth,
+        limit=limit,
+        fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
+    )
+    mean = _float(found.value)
     what = f"cost {'-' if mean is None else f'{mean:.4g}'} USD per assessment (n={n:.0f}), limit {limit:g}"
-    above = mean is not None and mean > limit
-    if gate.rolls_back and above and wealth >= math.log(1 / gate.rollback_alpha):
-        return _made(gate, "fail", what, mean, limit, n, None, wealth, REASONS["cost"])
-    if n >= COST_MIN_ANSWERS and not above:
-        return _made(gate, "pass", what, mean, limit, n, None, wealth)
-    if above:
-        return _made(gate, "insufficient", f"{what}; above it, not yet proven", mean, limit, n, None, wealth)
-    message = what + _missing(bench, COST_MIN_ANSWERS - n, n, "answers", False)
-    return _made(gate, "insufficient", message, mean, limit, n, None, wealth)
+    if found.code == Code.FAIL:
+        return _made(gate, found, what, limit, REASONS["cost"])
+    if found.code == Code.PASS:
+        return _made(gate, found, what, limit)
+    if mean is not None and mean > limit:
+        return _made(gate, found, f"{what}; above it, not yet proven", limit)
+    return _made(gate, found, what + _missing(bench, COST_MIN_ANSWERS - n, n, "answers", False), limit)
+
+
+def _votes(totals: Totals, arm: str) -> Pair:
+    return totals.get(f"satisfaction/{arm}/down", 0.0), totals.get(f"satisfaction/{arm}/up", 0.0)
 
 
 def _satisfaction(bench: Bench, gate: NamedGate) -> Verdict:
     margin = gate.gate.margin if gate.gate.margin is not None else DEFAULT_RATIO_MARGIN
-
-    def votes(totals: Totals, arm: str) -> Counts:
-        return totals.get(f"satisfaction/{arm}/down", 0.0), totals.get(f"satisfaction/{arm}/up", 0.0)
-
-    down, up = votes(bench.ledger.totals, "candidate")
-    c_down, c_up = votes(bench.ledger.totals, "control")
-    n, value = down + up, _portion((down, up))
-    evidence = _ratio(bench.ledger, votes, 1.0 + margin)
-    what = f"thumbs down {_percent(value)} of {n:.0f}, control {_percent(_portion((c_down, c_up)))} of {c_down + c_up:.0f}"
-    if gate.rolls_back and evidence >= math.log(1 / gate.rollback_alpha):
-        message = f"{what}; more than {1 + margin:g} times the control's share"
-        return _made(gate, "fail", message, value, None, n, None, evidence, REASONS["satisfaction"])
-    control_share = _portion((c_down, c_up))
-    fine = value is not None and control_share is not None and value <= (1 + margin) * control_share
-    if n >= VOTES_MIN and fine:
-        return _made(gate, "pass", what, value, None, n, None, evidence)
-    return _made(
-        gate,
-        "insufficient",
-        what + _missing(bench, VOTES_MIN - n, n, "votes", False),
-        value,
-        None,
-        n,
-        None,
-        evidence,
+    mine, theirs = _votes(bench.ledger.totals, "candidate"), _votes(bench.ledger.totals, "control")
+    found = gate_tests.judge_satisfaction(
+        Counts(*mine),
+        Counts(*theirs),
+        _segments(bench.ledger, _votes),
+        margin=margin,
+        fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
     )
+    n = float(found.samples)
+    what = f"thumbs down {_percent(_float(found.value))} of {n:.0f}, "
+    what += f"control {_percent(_portion(theirs))} of {sum(theirs):.0f}"
+    if found.code == Code.FAIL:
+        message = f"{what}; more than {1 + margin:g} times the control's share"
+        return _made(gate, found, message, None, REASONS["satisfaction"])
+    if found.code == Code.PASS:
+        return _made(gate, found, what, None)
+    return _made(gate, found, what + _missing(bench, VOTES_MIN - n, n, "votes", False), None)
 
 
 # ---------------------------------------------------------------- words
-def _made(
-    gate: NamedGate,
-    verdict: VerdictName,
-    message: str,
-    value: float | None,
-    limit: float | None,
-    n: float,
-    log_pass: float | None,
-    log_fail: float | None,
-    reason: str = "",
-    shared: bool = False,
-) -> Verdict:
-    return Verdict(gate, verdict, message, reason, value, limit, int(n), log_pass, log_fail, shared)
+def _made(gate: NamedGate, found: Judged, message: str, limit: float | None, reason: str = "") -> Verdict:
+    return Verdict(
+        gate,
+        NAMES[Code(int(found.code))],
+        message,
+        reason,
+        _float(found.value),
+        limit,
+        int(found.samples),
+        _float(found.log_e_pass),
+        _float(found.log_e_fail),
+        bool(found.shared),
+        Code(int(found.code)),
+    )
 
 
-def _portion(counts: Counts) -> float | None:
+def _float(value: Floats | None) -> float | None:
+    return None if value is None or math.isnan(float(value)) else float(value)
+
+
+def _portion(counts: Pair) -> float | None:
     n = counts[0] + counts[1]
     return counts[0] / n if n > 0 else None
 

@@ -1,0 +1,278 @@
+"""The tests behind every verdict, on arrays: counts in, proof of keeping or of breaking a limit out.
+
+Pure numbers. Every function works element by element over trailing axes `(...)`, so the very same lines decide one live
+rollout (0-d arrays) and hundreds of simulated ones. Counts since the beginning of each epoch of the drift tests have
+the shape `(epochs, ...)`; `k` numbers the epochs from 1 and is 0 where there is none. A pass and a fail are both proven
+at their alpha whatever the number of looks; everything else is INSUFFICIENT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cutover_operator.rollout.evalue import (
+    KAPPA_ACCURACY,
+    KAPPA_RATIO,
+    KAPPA_SHARE,
+    Floats,
+    intervals,
+    log_e,
+    mixture,
+    refuted,
+)
+
+COST_MIN_ANSWERS = 100
+VOTES_MIN = 100
+CONTROL_ALPHA = 0.05
+"""Proof wanted before a control is said to break a limit too."""
+SHARE_ALPHA = 1e-3
+
+Bools = NDArray[np.bool_]
+
+
+class Code(IntEnum):
+    """What a test says. UNAVAILABLE: there is nothing to judge by, which is neither good nor bad."""
+
+    INSUFFICIENT = 0
+    PASS = 1
+    FAIL = 2
+    UNAVAILABLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Arrays of one shape `(...)`."""
+
+    code: NDArray[np.int8]
+    value: Floats
+    """Observed share or mean; NaN without data."""
+    samples: Floats
+    log_e_pass: Floats | None
+    log_e_fail: Floats | None
+    shared: Bools
+    """A fail that the control shares: it breaks the same limit, and the candidate is not worse by a ratio."""
+    against_control: Bools
+    """A fail by comparison with the control."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Bad and good outcomes."""
+
+    bad: Any
+    good: Any
+
+    @property
+    def all(self) -> Floats:
+        return np.asarray(np.add(self.bad, self.good, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Sampled answers past the label deadline."""
+
+    right: Any
+    wrong: Any
+    missing: Any
+
+    @property
+    def all(self) -> Floats:
+        return np.asarray(np.add(np.add(self.right, self.wrong), self.missing, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What both arms counted between one mark and the next, shape `(epochs, ...)`: inside a segment the share of
+    requests per arm does not change, which the comparison needs."""
+
+    candidate: Counts
+    control: Counts
+
+
+def log_level(alpha: ArrayLike) -> Floats:
+    """The log e-value that proves something at alpha; infinite for alpha 0."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(-np.log(np.asarray(alpha, dtype=np.float64)))
+
+
+def portion(part: ArrayLike, whole: ArrayLike) -> Floats:
+    """part / whole; NaN where there is nothing."""
+    n = np.asarray(whole, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(n > 0, np.asarray(part, dtype=np.float64) / n, np.nan)
+
+
+def share_violation(counts: Counts, k: ArrayLike, limit: float) -> Floats:
+    """Evidence that a bad share is above its limit, by a mixture over epochs."""
+    return mixture(log_e(counts.bad, counts.good, limit, 1, KAPPA_SHARE), k)
+
+
+def ratio_violation(segments: Segments, ratio: float) -> Floats:
+    """Evidence that the candidate's bad share is more than `ratio` times the control's, who serves the same minutes.
+
+    Of the bad events of both arms only a part should be the candidate's (Lindon and Malek, 2020); segments are
+    separate data about one hypothesis, so their e-values multiply.
+    """
+    mine, theirs = segments.candidate.all, segments.control.all
+    both = (mine > 0) & (theirs > 0)
+    expected = np.where(both, mine * ratio / np.where(both, mine * ratio + theirs, 1.0), 0.5)
+    found = log_e(
+        np.where(both, segments.candidate.bad, 0.0),
+        np.where(both, segments.control.bad, 0.0),
+        expected,
+        1,
+        KAPPA_RATIO,
+    )
+    return np.asarray(found.sum(axis=0))
+
+
+def _averaged(one: Floats, other: Floats) -> Floats:
+    """The mean of two e-values about one hypothesis, whatever their dependence (Vovk and Wang, 2021)."""
+    return np.asarray(np.logaddexp(one, other) - np.log(2.0))
+
+
+def _coded(fail: Bools, good: Bools) -> NDArray[np.int8]:
+    return np.where(fail, Code.FAIL, np.where(good, Code.PASS, Code.INSUFFICIENT)).astype(np.int8)
+
+
+def judge_share(
+    total: Counts,
+    epochs: Counts,
+    k: ArrayLike,
+    control_epochs: Counts,
+    segments: Segments,
+    *,
+    limit: float,
+    floor: ArrayLike,
+    fail_alpha: ArrayLike,
+    pass_alpha: ArrayLike,
+    margin: float | None,
+    default_margin: float,
+    mirrored: Counts | None = None,
+) -> Judged:
+    """A bad share that must stay at or below `limit` (errors, slow answers, custom counters).
+
+    `total` is what has been counted since judging began, `floor` what this step's certificate may tolerate,
+    `mirrored` the same outcomes of mirrored requests per epoch. `fail_alpha` 0: the gate never rolls back.
+    """
+    n, value = total.all, portion(total.bad, total.all)
+    log_fail = share_violation(epochs, k, limit)
+    if mirrored is not None:
+        log_fail = _averaged(log_fail, share_violation(mirrored, k, limit))
+    log_pass = log_e(total.bad, total.good, floor, -1, KAPPA_SHARE)
+    level = log_level(np.asarray(fail_alpha) / (2.0 if margin is not None else 1.0))
+    breach = log_fail >= level
+    ratio = np.zeros_like(log_fail)
+    if margin is not None or breach.any():
+        ratio = ratio_violation(segments, 1.0 + (margin if margin is not None else default_margin))
+    shared = np.zeros_like(breach)
+    if breach.any():
+        control = share_violation(control_epochs, k, limit)
+        shared = breach & (control >= log_level(CONTROL_ALPHA)) & (ratio < level)
+    worse = ~breach & (ratio >= level) if margin is not None else np.zeros_like(breach)
+    good = (value <= limit) & (log_pass >= log_level(pass_alpha))
+    return Judged(
+        _coded(breach | worse, good),
+        value,
+        n,
+        log_pass,
+        np.where(worse, ratio, log_fail),
+        shared,
+        worse,
+    )
+
+
+def judge_accuracy(
+    total: Labels,
+    epochs: Labels,
+    k: ArrayLike,
+    control: Labels,
+    *,
+    limit: float | None,
+    floor: ArrayLike | None,
+    fail_alpha: ArrayLike,
+    pass_alpha: ArrayLike,
+    margin: float | None,
+    available: ArrayLike = True,
+) -> Judged:
+    """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
+
+    Missing labels count against what is being proven: as wrong for a pass, as right for a fail.
+    """
+    n, value = total.all, portion(total.right, total.all)
+    shape = np.broadcast_shapes(n.shape, np.shape(fail_alpha), np.shape(available))
+    level_alpha = np.asarray(fail_alpha) / (2.0 if limit is not None and margin is not None else 1.0)
+    log_pass = log_fail = None
+    fail, proven = np.zeros(shape, bool), np.ones(shape, bool)
+    if limit is not None:
+        held = np.asarray(epochs.right) + epochs.missing
+        log_fail = mixture(log_e(held, epochs.wrong, limit, -1, KAPPA_ACCURACY), k)
+        certified = limit if floor is None else floor
+        log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certified, 1, KAPPA_ACCURACY)
+        fail = fail | (log_fail >= log_level(level_alpha))
+        proven = proven & (log_pass >= log_level(pass_alpha)) & (value >= limit)
+    worse = np.zeros(shape, bool)
+    if margin is not None:
+        below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
+        worse, proven = ~fail & below, proven & within
+    code = _coded(fail | worse, proven & (n > 0))
+    code = np.where((code != Code.FAIL) & ~np.asarray(available), Code.UNAVAILABLE, code).astype(np.int8)
+    return Judged(code, value, n, log_pass, log_fail, np.zeros(shape, bool), worse)
+
+
+def compare_accuracy(
+    mine: Labels, theirs: Labels, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
+) -> tuple[Bools, Bools]:
+    """(below the control by more than the margin, within it): two intervals that hold at all times, one per arm, which
+    need no assumption on how the arms' answers go together."""
+    some = (np.asarray(mine.right) + mine.wrong > 0) & (np.asarray(theirs.right) + theirs.wrong > 0)
+    level = np.asarray(fail_alpha, dtype=np.float64)
+    below = np.zeros(np.broadcast_shapes(some.shape, level.shape), bool)
+    if (level > 0).any():
+        safe = np.where(level > 0, level, 1e-300) / 2
+        best = intervals(np.asarray(mine.right) + mine.missing, mine.wrong, safe)[1]
+        least = intervals(theirs.right, np.asarray(theirs.wrong) + theirs.missing, safe)[0]
+        below = some & (level > 0) & (best < least - margin)
+    half = np.asarray(pass_alpha, dtype=np.float64) / 2
+    worst = intervals(mine.right, np.asarray(mine.wrong) + mine.missing, half)[0]
+    most = intervals(np.asarray(theirs.right) + theirs.missing, theirs.wrong, half)[1]
+    return below, some & (worst >= most - margin)
+
+
+def judge_cost(
+    answers: ArrayLike, usd: ArrayLike, log_wealth: ArrayLike, *, limit: float, fail_alpha: ArrayLike
+) -> Judged:
+    """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average."""
+    n, mean = np.asarray(answers, dtype=np.float64), portion(usd, answers)
+    wealth = np.asarray(log_wealth, dtype=np.float64)
+    above = mean > limit
+    fail = above & (wealth >= log_level(fail_alpha))
+    good = ~above & (n >= COST_MIN_ANSWERS)
+    none = np.zeros(n.shape, bool)
+    return Judged(_coded(fail, good), mean, n, None, wealth, none, none)
+
+
+def judge_satisfaction(
+    candidate: Counts, control: Counts, segments: Segments, *, margin: float, fail_alpha: ArrayLike
+) -> Judged:
+    """Thumbs down, between the arms only: those who vote choose themselves. Bad is down."""
+    n, value = candidate.all, portion(candidate.bad, candidate.all)
+    evidence = ratio_violation(segments, 1.0 + margin)
+    fail = evidence >= log_level(fail_alpha)
+    fine = value <= (1 + margin) * portion(control.bad, control.all)
+    return Judged(
+        _coded(fail, (n >= VOTES_MIN) & fine), value, n, None, evidence, np.zeros(n.shape, bool), fail
+    )
+
+
+def odd_share(mine: ArrayLike, theirs: ArrayLike, asked: ArrayLike) -> Bools:
+    """Whether the observed share of requests contradicts the weight (a share between 0 and 1) that was asked for."""
+    a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    wanted = np.asarray(asked, dtype=np.float64)
+    off = np.abs(a / np.maximum(a + b, 1.0) - wanted) > 0.02 + 0.1 * wanted * (1 - wanted)
+    return np.asarray(off & refuted(a, b, np.clip(wanted, 1e-12, 1 - 1e-12), SHARE_ALPHA))

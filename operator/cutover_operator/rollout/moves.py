@@ -1,0 +1,66 @@
+"""What the verdicts of all gates together allow: hold, advance, roll back or freeze. Pure, on arrays.
+
+The policy of a live rollout and of a simulated one, in one place. Advance needs every gate of the step to pass, enough
+time and requests, and nothing in the way; one proven breach takes the traffic away, unless the control breaks the same
+limit or does not answer: then nobody is to blame, and no weight moves.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cutover_operator.rollout.gate_tests import Bools, Code
+
+INCIDENT_ANSWERS = 20
+"""Answers of the control within a limit before an incident is over."""
+
+
+class Move(IntEnum):
+    HOLD = 0
+    ADVANCE = 1
+    ROLL_BACK = 2
+    FREEZE = 3
+
+
+def choose(
+    codes: ArrayLike,
+    shared: ArrayLike,
+    wanted: ArrayLike,
+    *,
+    control_down: ArrayLike = False,
+    incident: ArrayLike = False,
+    promoted: ArrayLike = False,
+    held: ArrayLike = False,
+    in_force: ArrayLike = True,
+    enough_requests: ArrayLike = True,
+    enough_time: ArrayLike = True,
+    too_late: ArrayLike = False,
+) -> NDArray[np.int8]:
+    """The move of each element.
+
+    `codes`, `shared` and `wanted` have the shape `(gates, ...)`: what each gate says, whether the control shares its
+    fail, and whether this step needs it to pass. `incident`: a shared incident began and is not over. `in_force`: the
+    step's route, pods and scrapes are all in order. `too_late`: the step's deadline has passed and says roll back.
+    """
+    said = np.asarray(codes)
+    failed = said == Code.FAIL
+    own = (failed & ~np.asarray(shared)).any(axis=0) & ~np.asarray(control_down)
+    passed = (~np.asarray(wanted) | (said == Code.PASS)).all(axis=0)
+    ready = passed & enough_requests & enough_time & in_force
+    still = np.asarray(promoted) | np.asarray(held)
+    chosen = np.where(ready, Move.ADVANCE, np.where(too_late, Move.ROLL_BACK, Move.HOLD))
+    chosen = np.where(still, Move.HOLD, chosen)
+    chosen = np.where(failed.any(axis=0) | np.asarray(incident), Move.FREEZE, chosen)
+    return np.where(own, Move.ROLL_BACK, chosen).astype(np.int8)
+
+
+def incident_lasts(
+    bad: ArrayLike, answers: ArrayLike, limit: ArrayLike, control_down: ArrayLike = False
+) -> Bools:
+    """Whether a shared incident goes on: the control has not answered enough within its limit since the last bad look."""
+    n = np.asarray(answers, dtype=np.float64)
+    allowed = np.asarray(limit, dtype=np.float64) * n
+    return np.asarray(np.asarray(control_down) | (n < INCIDENT_ANSWERS) | (np.asarray(bad) > allowed))
