@@ -21,7 +21,7 @@ from cutover_operator.rollout.accounts import (
     is_hosted,
 )
 from cutover_operator.rollout.counts import (
-    Counts,
+    Pair,
     answered,
     error_counts,
     label_counts,
@@ -188,12 +188,12 @@ def _labels(totals: Totals, arm: str, field: str) -> str:
     return f"{right:,.0f} of {n:,.0f} ({percent(right / n)}), {missing:,.0f} missing" if n else "-"
 
 
-def _of(counts: Counts) -> str:
+def _of(counts: Pair) -> str:
     bad, n = counts[0], counts[0] + counts[1]
     return f"{bad:,.0f} of {n:,.0f} ({percent(bad / n)})" if n else "-"
 
 
-def _votes(totals: Totals, arm: str) -> Counts:
+def _votes(totals: Totals, arm: str) -> Pair:
     return totals.get(f"satisfaction/{arm}/down", 0.0), totals.get(f"satisfaction/{arm}/up", 0.0)
 
 
