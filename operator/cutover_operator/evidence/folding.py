@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from cutover.contract import (
     COST,
     DURATION,
+    FALLBACKS,
     LABELS_MATURED,
     REQUESTS,
     SATISFACTION,
@@ -64,6 +65,9 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
             folding.count(
                 COST, one, f"cost/{one.label('arm')}", cohort=0 if one.label("arm") == "candidate" else None
             )
+    if FALLBACKS in answers:
+        for one in merged(answers[FALLBACKS].of(rollout)):
+            folding.count(FALLBACKS, one, f"fallbacks/{one.label('arm')}/{one.label('reason')}")
     if DURATION in answers:
         folding.histogram(DURATION, "duration", folding.own(answers[DURATION].of(rollout)))
     if SHADOW_PAIRS in answers:

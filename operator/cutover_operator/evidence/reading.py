@@ -15,6 +15,7 @@ from cutover.contract import (
     BREAKER_OPEN,
     COST,
     DURATION,
+    FALLBACKS,
     LABELS_MATURED,
     REQUESTS,
     ROLLOUT_NONE,
@@ -37,7 +38,7 @@ from cutover_operator.evidence.samples import (
     stale_after_seconds,
 )
 
-OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN})
+OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
 class Samples(Protocol):
@@ -75,6 +76,7 @@ def selectors(wish: Wish) -> dict[str, str]:
         BREAKER_OPEN: f'{BREAKER_OPEN}{{arm="control"}}',
         REQUESTS: REQUESTS + some,
         COST: COST + some,
+        FALLBACKS: FALLBACKS + some,
         LABELS_MATURED: LABELS_MATURED + some,
     }
     edges = "|".join(_edge_pattern(edge) for edge in wish.wanted.edges)

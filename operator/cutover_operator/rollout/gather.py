@@ -37,6 +37,7 @@ from cutover_operator.port import (
 )
 from cutover_operator.rollout.candidate import short_name
 from cutover_operator.rollout.gates import cost_limit, edges, named_gates
+from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import holder_of, read_route
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
@@ -83,6 +84,8 @@ class Watchtower:
         route = read_route(route_map)
         rollouts = await self._neighbours(owner, route_map, route)
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
+        ended = rollout.status.finish is not None
+        report_map = await kube.get(CONFIG_MAPS, namespace, report_name(name)) if ended else None
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
             self._gateways.ask(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
@@ -103,6 +106,7 @@ class Watchtower:
             pods=tuple(pods),
             gateways=reports,
             evidence=evidence,
+            report_map=report_map,
         )
 
     async def _neighbours(

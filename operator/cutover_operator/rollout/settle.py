@@ -6,6 +6,8 @@ the next pass does them.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
@@ -13,10 +15,11 @@ from cutover_operator.evidence.ledger import EPOCH_SECONDS
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
-from cutover_operator.rollout import resources, routing
+from cutover_operator.rollout import report_map, resources, routing
 from cutover_operator.rollout.candidate import candidate_arm
-from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, step_title
+from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
+from cutover_operator.rollout.report import write_report
 from cutover_operator.rollout.serving import health
 
 CHECKPOINT_SECONDS = 300.0
@@ -32,6 +35,7 @@ def settle(draft: Draft) -> Plan:
     if draft.finalizer is not None:
         after.append(SetFinalizer(draft.finalizer))
     _columns(draft)
+    _report(draft, after)
     status = draft.status.model_copy(
         update={
             "observed_generation": draft.world.generation,
@@ -218,6 +222,23 @@ def _children(draft: Draft, after: list[Action]) -> None:
         for obj, live in zip(wanted, (world.deployment, world.service), strict=True):
             if same_model and not resources.contains(live, obj):
                 after.append(Apply(obj))
+
+
+# ---------------------------------------------------------------- the written report
+def _report(draft: Draft, after: list[Action]) -> None:
+    """Write the report of the end that is about to be committed. A pass that died before it leaves it to the next."""
+    world, status, ledger = draft.world, draft.status, draft.ledger
+    if world.deleted_at is not None or not report_map.is_due(world.report_map, world.uid, status, ledger):
+        return
+    counted = datetime.fromtimestamp(ledger.written_at, UTC) if ledger is not None else None
+    moments = [at for at in (parsed(status.finished_at), counted) if at is not None]
+    text = write_report(
+        world.name, world.namespace, draft.spec, status, ledger, max(moments, default=draft.now)
+    )
+    after.append(Swap(report_map.to_config_map(text, draft.owner, status, ledger, world.report_map)))
+    if world.report_map is None or not report_map.is_about(world.report_map, status):
+        message = f"the written report is there: kubectl cutover report {world.name}"
+        draft.notice("ReportWritten", message, about=report_map.end_of(status))
 
 
 # ---------------------------------------------------------------- columns and conditions
