@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -46,6 +46,18 @@ class Reconciler(Protocol[W]):
     def decide(self, world: W, now: datetime) -> Plan: ...
 
 
+class Memory(Protocol[W]):
+    """Worlds that were seen a moment ago, for looks at which nothing happens; see `rollout.memory`."""
+
+    def changed(self, key: Key) -> None: ...
+
+    def changes(self, key: Key) -> int: ...
+
+    def keep(self, key: Key, world: W | None, changes: int) -> None: ...
+
+    async def recall(self, key: Key, now: datetime) -> W | None: ...
+
+
 class Loop:
     """Runs passes for the kinds it was given. `kube` must be the gated one."""
 
@@ -56,16 +68,24 @@ class Loop:
         clock: Callable[[], datetime],
         telemetry: Telemetry | None = None,
         failures: Callable[[Key], int] = lambda key: 0,
+        memories: Mapping[Resource, Memory[Any]] | None = None,
     ) -> None:
         self._kube = kube
         self._reconcilers = {reconciler.resource: reconciler for reconciler in reconcilers}
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
+        self._memories = memories or {}
 
     @property
     def resources(self) -> list[Resource]:
         return list(self._reconcilers)
+
+    def changed(self, key: Key) -> None:
+        """Something of this object is not as it was: the next pass looks at everything."""
+        memory = self._memories.get(key.resource)
+        if memory is not None:
+            memory.changed(key)
 
     async def run_pass(self, key: Key) -> float | None:
         """Seconds until the next pass is wanted. Raises Conflict for a lost race, and what went wrong otherwise."""
@@ -89,11 +109,23 @@ class Loop:
 
     async def _pass(self, key: Key) -> tuple[float | None, str]:
         reconciler = self._reconcilers[key.resource]
+        memory = self._memories.get(key.resource)
         now = self._clock()
+        changes = 0
+        if memory is not None:
+            changes = memory.changes(key)
+            world = await memory.recall(key, now)
+            if world is not None:
+                plan = reconciler.decide(world, now)
+                if plan.leaves_alone(world.parent):
+                    return plan.again_in_seconds, "unchanged"
         world = await reconciler.gather(key, now)
+        plan = reconciler.decide(world, now) if world is not None else Plan()
+        if memory is not None:
+            quiet = world is not None and plan.leaves_alone(world.parent)
+            memory.keep(key, world if quiet else None, changes)
         if world is None:
             return None, "gone"
-        plan = reconciler.decide(world, now)
         parent = world.parent
         for action in plan.before:
             parent = await self._carry_out(action, parent)

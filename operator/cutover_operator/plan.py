@@ -75,3 +75,8 @@ class Plan:
     after: tuple[Action, ...] = ()
     notices: tuple[Notice, ...] = ()
     again_in_seconds: float | None = None
+
+    def leaves_alone(self, parent: Object) -> bool:
+        """Nothing would be written for this parent as it was read."""
+        same = self.status is None or self.status == parent.get("status")
+        return same and not (self.before or self.after or self.notices)

@@ -72,6 +72,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one rollout needs to know from Prometheus."""
+
+    rollout: str
+    """Value of the label `rollout`."""
+    gateway: str
+    metrics: frozenset[str]
+    """Names of the contract; a histogram without its suffix."""
+    edges: frozenset[float] = frozenset()
+    """Edges of the histograms, in seconds, besides +Inf."""
+    custom: tuple[str, ...] = ()
+    """Selectors of the user's own counters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unavailable:
     """Why there is no answer. Never a number, hence never a verdict."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Protocol
@@ -10,7 +13,8 @@ from typing import Protocol
 import yaml
 from pydantic import ValidationError
 
-from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
+from cutover.api.base import to_seconds
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus
 from cutover.contract import (
     GATEWAY_KEY,
     LABEL_GATEWAY,
@@ -46,19 +50,40 @@ class Gateways(Protocol):
     async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]: ...
 
 
-class Watchtower:
-    """Everything a pass reads, over kept connections."""
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a checkpoint amounts to with all samples up to a moment. Folding goes on from here: it is associative."""
 
-    def __init__(self, kube: Kube, samples: Samples, gateways: Gateways, site: Site) -> None:
+    stored: Ledger
+    wish: Wish
+    current: Ledger
+    at: float
+
+
+class Watchtower:
+    """Everything a pass reads, over kept connections. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        samples: Samples,
+        gateways: Gateways,
+        site: Site,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._kube = kube
         self._samples = samples
         self._gateways = gateways
         self._site = site
+        self._clock = clock
+        self._counted: dict[str, _Counted] = {}
+        """By namespace/name; lost with the process, and then made again from the checkpoint."""
 
     async def look(self, namespace: str, name: str, now: datetime) -> World | Unreadable | None:
         """The world of a rollout; None when there is no such object. Raises KubeError."""
         obj = await self._kube.get(MODEL_ROLLOUTS, namespace, name)
         if obj is None:
+            self._forget(namespace, name)
             return None
         try:
             rollout = ModelRollout.from_object(obj)
@@ -85,7 +110,7 @@ class Watchtower:
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
-            self._gateways.ask(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
+            self._gateways.ask(gateway_pods), self._stored(owner, spec, rollout.status, ledger_map, now)
         )
         return World(
             parent=obj,
@@ -118,11 +143,17 @@ class Watchtower:
         ]
         return tuple(_neighbour(obj) for obj in found if obj is not None)
 
-    async def _evidence(
+    async def evidence(self, world: World, now: datetime) -> Evidence:
+        """What is known by now about a rollout whose checkpoint is the one in `world`."""
+        seen = world.evidence
+        owner = Owner(world.name, world.namespace, world.uid)
+        return await self._evidence(owner, world.spec, world.status, seen.stored, seen.config_map, now)
+
+    async def _stored(
         self,
         owner: Owner,
         spec: ModelRolloutSpec,
-        rollout: ModelRollout,
+        status: ModelRolloutStatus,
         config_map: Object | None,
         now: datetime,
     ) -> Evidence:
@@ -130,7 +161,19 @@ class Watchtower:
             stored = from_config_map(config_map, owner.uid)
         except LedgerError as error:
             return Evidence(config_map=config_map, damaged=str(error))
-        if stored is None or rollout.status.finish not in (None, "Promoted"):
+        return await self._evidence(owner, spec, status, stored, config_map, now)
+
+    async def _evidence(
+        self,
+        owner: Owner,
+        spec: ModelRolloutSpec,
+        status: ModelRolloutStatus,
+        stored: Ledger | None,
+        config_map: Object | None,
+        now: datetime,
+    ) -> Evidence:
+        if stored is None or status.finish not in (None, "Promoted"):
+            self._counted.pop(_place(owner), None)
             return Evidence(stored=stored, config_map=config_map, current=stored)
         url = spec.analysis.prometheus.url or self._site.prometheus_url
         allowed = (*self._site.allowed_urls, self._site.prometheus_url)
@@ -139,7 +182,14 @@ class Watchtower:
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
-        read = await read_evidence(self._samples, _wish(owner, spec, stored, url), stored, now.timestamp())
+        wish = _wish(owner, spec, stored, url)
+        base, age = stored, now.timestamp() - (stored.written_at or stored.started_at)
+        at, known = self._clock(), self._counted.get(_place(owner))
+        if known is not None and (known.stored, known.wish) == (stored, wish):
+            base, age = known.current, at - known.at
+        read = await read_evidence(self._samples, wish, base, age)
+        if read.metrics is None:
+            self._counted[_place(owner)] = _Counted(stored, wish, read.current, at)
         return Evidence(
             stored=stored,
             config_map=config_map,
@@ -150,6 +200,13 @@ class Watchtower:
             requests_per_second=read.requests_per_second,
             control_down=read.control_down,
         )
+
+    def _forget(self, namespace: str, name: str) -> None:
+        self._counted.pop(f"{namespace}/{name}", None)
+
+
+def _place(owner: Owner) -> str:
+    return f"{owner.namespace}/{owner.name}"
 
 
 def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
@@ -164,6 +221,7 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
         wanted=Wanted(rollout_key(owner.uid), ledger.version, edges(spec), cost_limit(spec), custom),
         shadow=any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
+        again_in_seconds=to_seconds(spec.analysis.interval),
     )
 
 
