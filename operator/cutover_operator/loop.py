@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -21,6 +22,8 @@ from cutover_operator.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+OWN_VERSIONS = 512
+"""As many own writes are known again when a watch reports them."""
 SAY_AFTER_FAILURES = 5
 """Failures in a row after which the object itself says that the operator cannot get on with it."""
 
@@ -76,16 +79,21 @@ class Loop:
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
         self._memories = memories or {}
+        self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
 
     @property
     def resources(self) -> list[Resource]:
         return list(self._reconcilers)
 
-    def changed(self, key: Key) -> None:
-        """Something of this object is not as it was: the next pass looks at everything."""
+    def changed(self, key: Key, version: str) -> bool:
+        """Something of this object is at another resourceVersion: whether that asks for a pass. The next one looks at
+        everything, unless the version is one that a routine pass wrote itself."""
+        if version in self._own_versions:
+            return False
         memory = self._memories.get(key.resource)
         if memory is not None:
             memory.changed(key)
+        return True
 
     async def run_pass(self, key: Key) -> float | None:
         """Seconds until the next pass is wanted. Raises Conflict for a lost race, and what went wrong otherwise."""
@@ -128,9 +136,11 @@ class Loop:
             return None, "gone"
         parent = world.parent
         for action in plan.before:
-            parent = await self._carry_out(action, parent)
+            parent = await self._carry_out(action, parent, plan.routine)
         if plan.status is not None and plan.status != parent.get("status"):
             parent = await self._write_status(parent, plan.status)
+            if plan.routine:
+                self._own_versions.append(parent["metadata"]["resourceVersion"])
         for action in plan.after:
             parent = await self._carry_out(action, parent)
         for notice in plan.notices:
@@ -143,14 +153,16 @@ class Loop:
         self._telemetry.status_writes.labels(parent["kind"]).inc()
         return written
 
-    async def _carry_out(self, action: Action, parent: Object) -> Object:
+    async def _carry_out(self, action: Action, parent: Object, routine: bool = False) -> Object:
         """The parent as it is afterwards: a finalizer moves its resourceVersion."""
         match action:
             case Apply(obj):
                 await self._kube.apply(obj)
             case Swap(obj):
                 versioned = obj["metadata"].get("resourceVersion")
-                await (self._kube.replace(obj) if versioned else self._kube.create(obj))
+                written = await (self._kube.replace(obj) if versioned else self._kube.create(obj))
+                if routine:
+                    self._own_versions.append(written["metadata"]["resourceVersion"])
             case Delete(resource, namespace, name, uid):
                 await self._kube.delete(resource, namespace, name, uid)
             case SetFinalizer(present):

@@ -95,10 +95,10 @@ async def _lead(
     telemetry.queue_depth.set_function(lambda: float(queue.depth))
     telemetry.leader.set_function(lambda: float(lease.held))
 
-    def seen(key: Key) -> None:
+    def seen(key: Key, version: str) -> None:
         telemetry.watch_events.labels(key.resource.kind).inc()
-        loop.changed(key)
-        queue.add(key)
+        if loop.changed(key, version):
+            queue.add(key)
 
     if not await _first(_kinds_served(kube, loop, settings), stop.wait()):
         keeping.cancel()

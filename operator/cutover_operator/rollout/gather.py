@@ -94,17 +94,17 @@ class Watchtower:
         child = short_name(name, "candidate")
         gateway = spec.gateway_ref
         run = spec.candidate.training_run_ref
-        config, route_map, ledger_map, deployment, service = await asyncio.gather(
+        config, route_map, ledger_map, deployment, service, gateway_pods = await asyncio.gather(
             kube.get(CONFIG_MAPS, namespace, gateway_config_map(gateway)),
             kube.get(CONFIG_MAPS, namespace, route_config_map(gateway)),
             kube.get(CONFIG_MAPS, namespace, ledger_name(name)),
             kube.get(DEPLOYMENTS, namespace, child),
             kube.get(SERVICES, namespace, child),
-        )
-        pods, gateway_pods = await asyncio.gather(
-            kube.list(PODS, namespace, selector_text(owner)),
             kube.list(PODS, namespace, f"{LABEL_GATEWAY}={gateway}"),
         )
+        # A candidate's pods tell only why they are not ready.
+        trouble = deployment is not None and not _all_ready(deployment)
+        pods = await kube.list(PODS, namespace, selector_text(owner)) if trouble else []
         route = read_route(route_map)
         rollouts = await self._neighbours(owner, route_map, route)
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
@@ -225,6 +225,11 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
     )
 
 
+def _all_ready(deployment: Object) -> bool:
+    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
+    return all(int(status.get(name) or 0) >= wanted for name in ("readyReplicas", "updatedReplicas"))
+
+
 def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
     if config_map is None:
         return None
@@ -235,7 +240,7 @@ def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
     return config if isinstance(config, GatewayConfig) else f"ConfigMap {name}, key {GATEWAY_KEY}: {config}"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _read_config(text: str) -> GatewayConfig | str:
     """Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
     try:

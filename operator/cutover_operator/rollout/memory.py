@@ -1,7 +1,7 @@
 """What was last seen of each rollout, so that a look at which nothing happens costs no read of the cluster.
 
-A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for a minute at
-most. Only its evidence is read anew. It can decide nothing but "nothing to do": before anything is written everything
+A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for two minutes
+at most. Only its evidence is read anew. It can decide nothing but "nothing to do": before anything is written everything
 is looked at again.
 """
 
@@ -16,7 +16,7 @@ from typing import Protocol
 from cutover_operator.plan import Key
 from cutover_operator.rollout.world import Evidence, Unreadable, World
 
-LOOK_SECONDS = 60.0
+LOOK_SECONDS = 120.0
 """What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
 
 

@@ -42,14 +42,17 @@ def settle(draft: Draft) -> Plan:
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
-    if not is_news(draft.world.status, status):
-        status = draft.world.status
+    before_it = draft.world.status
+    if not is_news(before_it, status):
+        status = before_it
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
+        routine=not after
+        and not is_news(draft.world.status, status.model_copy(update={"ledger": before_it.ledger})),
     )
 
 
