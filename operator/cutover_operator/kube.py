@@ -93,7 +93,7 @@ class KubeClient:
     async def replace(self, obj: Object) -> Object:
         if not obj["metadata"].get("resourceVersion"):
             raise ValueError("replace without a resourceVersion would overwrite whatever is there")
-        return await self._json("PUT", f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}", obj)
+        return _read(await self._json("PUT", f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}", obj))
 
     async def apply(self, obj: Object) -> Object:
         path = f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}&force=true"
@@ -103,7 +103,7 @@ class KubeClient:
         if not obj["metadata"].get("resourceVersion"):
             raise ValueError("apply_status without a resourceVersion would overwrite whatever is there")
         path = f"{_path_of(obj)}/status?fieldManager={FIELD_MANAGER}&force=true"
-        return await self._json("PATCH", path, obj, content_type=APPLY_TYPE)
+        return _read(await self._json("PATCH", path, obj, content_type=APPLY_TYPE))
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> None:
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}

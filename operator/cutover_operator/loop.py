@@ -56,7 +56,9 @@ class Memory(Protocol[W]):
 
     def changes(self, key: Key) -> int: ...
 
-    def keep(self, key: Key, world: W | None, changes: int) -> None: ...
+    def gone(self, key: Key) -> None: ...
+
+    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int) -> None: ...
 
     async def recall(self, key: Key, now: datetime) -> W | None: ...
 
@@ -128,41 +130,46 @@ class Loop:
                 if plan.leaves_alone(world.parent):
                     return plan.again_in_seconds, "unchanged"
         world = await reconciler.gather(key, now)
-        plan = reconciler.decide(world, now) if world is not None else Plan()
-        if memory is not None:
-            quiet = world is not None and plan.leaves_alone(world.parent)
-            memory.keep(key, world if quiet else None, changes)
         if world is None:
+            if memory is not None:
+                memory.gone(key)
             return None, "gone"
-        parent = world.parent
+        plan = reconciler.decide(world, now)
+        written = await self._execute(key, plan, world.parent, now)
+        if plan.routine:
+            self._own_versions.extend(obj["metadata"]["resourceVersion"] for obj in written)
+            if memory is not None:
+                memory.keep(key, world, written, changes)
+        return plan.again_in_seconds, "ok"
+
+    async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:
+        """Carry the plan out; the objects as they were written."""
+        written: list[Object] = []
         for action in plan.before:
-            parent = await self._carry_out(action, parent, plan.routine)
+            parent = await self._carry_out(action, parent, written)
         if plan.status is not None and plan.status != parent.get("status"):
             parent = await self._write_status(parent, plan.status)
-            if plan.routine:
-                self._own_versions.append(parent["metadata"]["resourceVersion"])
+            written.append(parent)
         for action in plan.after:
-            parent = await self._carry_out(action, parent)
+            parent = await self._carry_out(action, parent, written)
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
-        return plan.again_in_seconds, "ok"
+        return written
 
     async def _write_status(self, parent: Object, status: dict[str, Any]) -> Object:
         written = await self._kube.apply_status({**_identity(parent, versioned=True), "status": status})
         self._telemetry.status_writes.labels(parent["kind"]).inc()
         return written
 
-    async def _carry_out(self, action: Action, parent: Object, routine: bool = False) -> Object:
+    async def _carry_out(self, action: Action, parent: Object, written: list[Object]) -> Object:
         """The parent as it is afterwards: a finalizer moves its resourceVersion."""
         match action:
             case Apply(obj):
-                await self._kube.apply(obj)
+                written.append(await self._kube.apply(obj))
             case Swap(obj):
                 versioned = obj["metadata"].get("resourceVersion")
-                written = await (self._kube.replace(obj) if versioned else self._kube.create(obj))
-                if routine:
-                    self._own_versions.append(written["metadata"]["resourceVersion"])
+                written.append(await (self._kube.replace(obj) if versioned else self._kube.create(obj)))
             case Delete(resource, namespace, name, uid):
                 await self._kube.delete(resource, namespace, name, uid)
             case SetFinalizer(present):

@@ -102,6 +102,7 @@ class Operator:
             "CUTOVER_OPS_PORT": str(self.port),
             "CUTOVER_PROMETHEUS_URL": prometheus,
             "CUTOVER_ENGINE_IMAGE": "engine:1",
+            "MALLOC_ARENA_MAX": "2",  # as in the image
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cutover_operator.main"],

@@ -240,13 +240,18 @@ def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
     return config if isinstance(config, GatewayConfig) else f"ConfigMap {name}, key {GATEWAY_KEY}: {config}"
 
 
-@lru_cache(maxsize=4096)
 def _read_config(text: str) -> GatewayConfig | str:
-    """Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
+    json_text, problem = _as_json(text)
+    return problem or GatewayConfig.model_validate_json(json_text)
+
+
+@lru_cache(maxsize=4096)
+def _as_json(text: str) -> tuple[str, str]:
+    """(JSON, or why it is none). Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
     try:
-        return GatewayConfig.model_validate(yaml.safe_load(text))
+        return GatewayConfig.model_validate(yaml.safe_load(text)).model_dump_json(by_alias=True), ""
     except (ValidationError, yaml.YAMLError) as error:
-        return _short(error)
+        return "", _short(error)
 
 
 def _short(error: Exception) -> str:
