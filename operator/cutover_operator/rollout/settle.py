@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-from cutover_operator.evidence.ledger import EPOCH_SECONDS
+from cutover_operator.evidence.ledger import EPOCH_SECONDS, Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
@@ -19,10 +19,14 @@ from cutover_operator.rollout import report_map, resources, routing
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
+from cutover_operator.rollout.news import is_news
 from cutover_operator.rollout.report import write_report
 from cutover_operator.rollout.serving import health
 
 CHECKPOINT_SECONDS = 300.0
+EARLY_SECONDS = 10.0
+"""A step that is young doubles its evidence quickly: the checkpoint, and with it the figures in status, come earlier."""
+COUNTED = ("requests/", "shadow/", "labels/")
 OUT_OF_SYNC_SECONDS = 1.0
 
 
@@ -42,12 +46,17 @@ def settle(draft: Draft) -> Plan:
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
+    before_it = draft.world.status
+    if not is_news(before_it, status):
+        status = before_it
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
+        routine=not after
+        and not is_news(draft.world.status, status.model_copy(update={"ledger": before_it.ledger})),
     )
 
 
@@ -65,7 +74,9 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     ):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
-    due = draft.ledger_due or (active and now - ledger.written_at >= CHECKPOINT_SECONDS)
+    age = now - ledger.written_at
+    old = age >= CHECKPOINT_SECONDS or (age >= EARLY_SECONDS and _doubled(ledger, stored, draft.status.step))
+    due = draft.ledger_due or (active and old)
     if not due:
         return
     if stored is not None and stored.revision > ledger.revision:
@@ -82,6 +93,16 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     before.append(Swap(obj))
     draft.ledger = ledger
     draft.set(ledger=draft.ledger_ref(ledger))
+
+
+def _doubled(ledger: Ledger, stored: Ledger | None, step: int) -> bool:
+    """Twice as much is known about this step as the last checkpoint says, and so the status shows."""
+    known, kept = _events(ledger, step), _events(stored, step) if stored is not None else 0.0
+    return known > 0 and known >= 2 * kept
+
+
+def _events(ledger: Ledger, step: int) -> float:
+    return sum(n for key, n in ledger.since_step(step).items() if key.startswith(COUNTED))
 
 
 # ---------------------------------------------------------------- route
