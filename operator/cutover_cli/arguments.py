@@ -44,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
     )
     explain = commands.add_parser("explain", parents=[shared], help="why a rollout is where it is")
     explain.add_argument("name")
+    report = commands.add_parser(
+        "report",
+        parents=[shared],
+        help="the written report: decisions, numbers, savings and lessons (Markdown)",
+    )
+    report.add_argument("name")
     for action in ACTIONS:
         order = commands.add_parser(action, parents=[shared], help=MEANING[action])
         order.add_argument("name")

@@ -1,6 +1,7 @@
 """Why a rollout is where it is, and what is missing for its next step. Pure.
 
-Reads what the operator wrote down; decides nothing by itself.
+Reads what the operator wrote down; decides nothing by itself. With the evidence ledger it also says how much each
+gate still needs and when the next decision is to be expected; without it, what stands in the status.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from pydantic import ValidationError
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutStatus
-from cutover_cli.layout import age, is_trouble, number, span
+from cutover_cli.layout import age, is_trouble
+from cutover_cli.prospects import Prospects, prospects
 from cutover_cli.rollout_view import status_of, step_title
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.wording import number, span
 
 Object = Mapping[str, Any]
 ENDINGS = {
@@ -26,8 +30,8 @@ ENDINGS = {
 }
 
 
-def explain(obj: Object, now: datetime) -> str:
-    """A few sentences and a list."""
+def explain(obj: Object, now: datetime, ledger: Ledger | None = None) -> str:
+    """A few sentences and a list. `ledger` is the evidence as of its last checkpoint."""
     status, spec, name = status_of(obj), obj.get("spec") or {}, obj["metadata"]["name"]
     if status.finish:
         return "\n".join(_ended(name, status, now))
@@ -36,12 +40,38 @@ def explain(obj: Object, now: datetime) -> str:
     said = [_where(name, status, step, len(steps), now)]
     if status.message:
         said.append(f"The operator says: {status.message}")
-    missing = _in_the_way(spec, status) + _route(status) + _time(status, step, now) + _gates(spec, status)
+    in_the_way = _in_the_way(spec, status) + _route(status)
+    ahead = _ahead(spec, status, ledger, now, in_the_way)
+    if ahead is None:
+        missing = in_the_way + _time(status, step, now) + _gates(spec, status)
+    else:
+        missing = [*in_the_way, *_unconfirmed(status, step), *ahead.missing]
     if missing:
         said += ["", "Missing for the next step:", *(f"  - {text}" for text in missing)]
     elif status.step_entered_at:
         said += ["", "Nothing is missing: the next look should take the next step."]
-    return "\n".join([*said, "", *_next(status, step, steps, now)]).rstrip()
+    closing = _next(status, step, steps, now)
+    if ahead is not None:
+        closing.append(ahead.next_decision)
+    return "\n".join([*said, "", *closing]).rstrip()
+
+
+def _ahead(
+    spec: Object,
+    status: ModelRolloutStatus,
+    ledger: Ledger | None,
+    now: datetime,
+    in_the_way: Sequence[str],
+) -> Prospects | None:
+    """None while there is nothing to foretell from."""
+    if ledger is None or not status.step_entered_at or not ledger.written_at:
+        return None
+    try:
+        known = ModelRolloutSpec.model_validate(spec)
+    except ValidationError:
+        return None
+    unconfirmed = [] if status.step_confirmed_at else ["the step is not in force on every gateway yet"]
+    return prospects(known, status, ledger, now, [*in_the_way, *unconfirmed])
 
 
 def _ended(name: str, status: ModelRolloutStatus, now: datetime) -> list[str]:
@@ -73,7 +103,8 @@ def _in_the_way(spec: Object, status: ModelRolloutStatus) -> list[str]:
     if spec.get("hold"):
         texts.append("spec.hold is set: it stays at this step until a person clears it")
     for one in status.conditions:
-        if is_trouble(one) and not (one.type == "Held" and spec.get("hold")):
+        # Ready repeats the reason that is said already.
+        if is_trouble(one) and one.type != "Ready" and not (one.type == "Held" and spec.get("hold")):
             texts.append(
                 f"{one.type} is {one.status} ({one.reason}){': ' + one.message if one.message else ''}"
             )
@@ -92,14 +123,19 @@ def _route(status: ModelRolloutStatus) -> list[str]:
     return [f"route generation {status.route_generation} is not in force on {', '.join(behind)}"]
 
 
+def _unconfirmed(status: ModelRolloutStatus, step: Object) -> list[str]:
+    if status.step_confirmed_at:
+        return []
+    least = span(_seconds(step.get("minDuration", "1h")))
+    return [f"the step's {least} count from when every gateway serves its route; that is not yet so"]
+
+
 def _time(status: ModelRolloutStatus, step: Object, now: datetime) -> list[str]:
     least = _seconds(step.get("minDuration", "1h"))
     if not status.step_entered_at:
         return []
     if not status.step_confirmed_at:
-        return [
-            f"the step's {span(least)} count from when every gateway serves its route; that is not yet so"
-        ]
+        return _unconfirmed(status, step)
     left = least - (now - datetime.fromisoformat(status.step_confirmed_at)).total_seconds()
     return [f"{span(left)} of its least duration {span(least)}"] if left > 0 else []
 

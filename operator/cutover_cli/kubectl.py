@@ -15,6 +15,7 @@ from cutover.api.trainingrun import TrainingRun
 
 FIELD_MANAGER = "kubectl-cutover"
 ROLLOUTS = f"{ModelRollout.plural}.{GROUP}"
+CONFIG_MAPS = "configmaps"
 RUNS = f"{TrainingRun.plural}.{GROUP}"
 REQUEST_TIMEOUT_SECONDS = 30
 
@@ -35,6 +36,10 @@ class Kubectl:
 
     def get(self, resource: str, name: str) -> Object:
         return self._json(["get", resource, name])
+
+    def find(self, resource: str, name: str, namespace: str | None = None) -> Object | None:
+        """The object; None when there is none."""
+        return self._json(["get", resource, name, "--ignore-not-found"], namespace) or None
 
     def list_all(self, resource: str, *, all_namespaces: bool = False) -> list[Object]:
         found = self._json(["get", resource, *(["--all-namespaces"] if all_namespaces else [])])
@@ -73,6 +78,8 @@ class Kubectl:
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip()
             raise KubectlError(said or f"{command[0]} ended with {done.returncode}")
+        if not done.stdout.strip():
+            return {}
         try:
             document = json.loads(done.stdout)
         except ValueError:

@@ -1,4 +1,4 @@
-"""How text is laid out: fields, tables, trees, ages, numbers. Pure."""
+"""How text is laid out: fields, tables, trees, ages. Pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ from datetime import datetime
 from typing import Any
 
 from cutover.api.base import Condition
+from cutover_operator.rollout.wording import span
 
 EVENTS_SHOWN = 10
 CONDITION_MARK = {"True": "✔", "False": "✖", "Unknown": "?"}
 BAD_WHEN_TRUE = {"SharedIncident", "RolledBack", "Held", "EvidenceLost", "Stalled", "BudgetExceeded"}
 QUIET_WHEN_FALSE = BAD_WHEN_TRUE | {"Promoted", "Reconciling"}
-_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
-
-
-def span(seconds: float) -> str:
-    """`42s`, `5m`, `3h12m`, `2d4h`: the two largest units, the smaller only while it tells something."""
-    left = max(0, int(seconds))
-    for index, (unit, size) in enumerate(_UNITS):
-        if left >= size:
-            text = f"{left // size}{unit}"
-            rest = left % size
-            if index in (0, 1) and rest >= _UNITS[index + 1][1]:
-                text += f"{rest // _UNITS[index + 1][1]}{_UNITS[index + 1][0]}"
-            return text
-    return "0s"
 
 
 def age(moment: str | None, now: datetime) -> str:
@@ -36,11 +23,6 @@ def age(moment: str | None, now: datetime) -> str:
         return span((now - datetime.fromisoformat(moment)).total_seconds())
     except (ValueError, TypeError):
         return moment
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, none after the point that say nothing."""
-    return "-" if value is None else f"{value:.4g}"
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:

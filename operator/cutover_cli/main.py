@@ -1,4 +1,4 @@
-"""`kubectl cutover`: get, status, explain, and the orders promote, abort, retry, skip.
+"""`kubectl cutover`: get, status, explain, report, and the orders promote, abort, retry, skip.
 
 Exit codes: 0 done, 1 a bad end or an error, 2 not in time (or a wrong command line).
 """
@@ -18,6 +18,7 @@ from cutover_cli.arguments import parser
 from cutover_cli.explain import explain
 from cutover_cli.kubectl import ROLLOUTS, RUNS, Kubectl, KubectlError
 from cutover_cli.orders import ACTIONS, change, request_id
+from cutover_cli.record import evidence_of, fresh_report, written_report
 from cutover_cli.rollout_view import status_of
 from cutover_cli.waiting import Pace, until
 
@@ -54,8 +55,9 @@ def run(options: argparse.Namespace, kubectl: Kubectl, out: TextIO, pace: Pace) 
     if options.command == "status":
         return _status(options, kubectl, out, pace)
     if options.command == "explain":
-        print(explain(kubectl.get(ROLLOUTS, options.name), _now()), file=out)
-        return 0
+        return _explain(options, kubectl, out)
+    if options.command == "report":
+        return _report(options, kubectl, out)
     assert options.command in ACTIONS
     return _order(options, kubectl, out, pace)
 
@@ -119,6 +121,28 @@ def _has_ended(obj: Object) -> bool:
     return status.finish is not None and status.observed_generation >= int(
         obj["metadata"].get("generation") or 0
     )
+
+
+def _explain(options: argparse.Namespace, kubectl: Kubectl, out: TextIO) -> int:
+    obj = kubectl.get(ROLLOUTS, options.name)
+    ledger, problem = evidence_of(kubectl, obj)
+    print(explain(obj, _now(), ledger), file=out)
+    if problem:
+        print(f"\nWithout a forecast: {problem}.", file=out)
+    return 0
+
+
+def _report(options: argparse.Namespace, kubectl: Kubectl, out: TextIO) -> int:
+    """The operator's own report, or one made now while there is none for where the rollout stands."""
+    obj = kubectl.get(ROLLOUTS, options.name)
+    written = written_report(kubectl, obj)
+    if not written:
+        ledger, problem = evidence_of(kubectl, obj)
+        written = fresh_report(obj, ledger, _now())
+        if problem:
+            print(f"note: {problem}", file=sys.stderr)
+    print(written.rstrip(), file=out)
+    return 0
 
 
 def _order(options: argparse.Namespace, kubectl: Kubectl, out: TextIO, pace: Pace) -> int:

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutStatus, StepRecord
-from cutover_cli.layout import age, columns, condition_rows, event_rows, fields, number, table, tree
+from cutover_cli.layout import age, columns, condition_rows, event_rows, fields, table, tree
+from cutover_operator.rollout.wording import number
 
 Object = Mapping[str, Any]
 VERDICT_MARK = {"pass": "✔", "fail": "✖", "insufficient": "…", "unavailable": "?"}

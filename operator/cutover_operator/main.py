@@ -82,20 +82,23 @@ async def _lead(
     keeping = asyncio.create_task(lease.keep(), name="lease")
     keeping.add_done_callback(lambda task: None if task.cancelled() else _lost())
     queue: WorkQueue
+    rollouts = RolloutReconciler(gated, settings, session)
     loop = Loop(
         gated,
-        [TrainingReconciler(gated, settings), RolloutReconciler(gated, settings, session)],
+        [TrainingReconciler(gated, settings), rollouts],
         clock=lambda: datetime.now(UTC),
         telemetry=telemetry,
         failures=lambda key: queue.failures(key),
+        memories={rollouts.resource: rollouts.memory},
     )
     queue = WorkQueue(loop.run_pass, settings.workers)
     telemetry.queue_depth.set_function(lambda: float(queue.depth))
     telemetry.leader.set_function(lambda: float(lease.held))
 
-    def seen(key: Key) -> None:
+    def seen(key: Key, version: str) -> None:
         telemetry.watch_events.labels(key.resource.kind).inc()
-        queue.add(key)
+        if loop.changed(key, version):
+            queue.add(key)
 
     if not await _first(_kinds_served(kube, loop, settings), stop.wait()):
         keeping.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,10 @@ LONGEST_BACK_OFF_SECONDS = 300.0
 CONFLICT_SECONDS = 0.02
 """A lost race is read again at once; only one that keeps being lost slows down."""
 LONGEST_CONFLICT_SECONDS = 5.0
+
+ROUNDED_FROM_SECONDS = 2.0
+"""A wish for later than this is rounded down to a whole second of the loop's clock: passes come in company, and one
+question to Prometheus answers for all of them."""
 
 Handle = Callable[[Key], Awaitable[float | None]]
 """One pass; answers after how many seconds it wants another."""
@@ -69,12 +74,15 @@ class WorkQueue:
             self.add(key)
             return
         loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if seconds >= ROUNDED_FROM_SECONDS:
+            at = float(math.floor(at))
         timer = self._timers.get(key)
         if timer is not None:
-            if timer.when() <= loop.time() + seconds:
+            if timer.when() <= at:
                 return
             timer.cancel()
-        self._timers[key] = loop.call_later(seconds, self._due, key)
+        self._timers[key] = loop.call_at(at, self._due, key)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(self._workers)]

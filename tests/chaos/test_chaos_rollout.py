@@ -87,7 +87,7 @@ async def tell(behaviour: Behaviour, faults: tuple[Fault, ...] = ()) -> Told:
             continue
         status = await town.status()
         route = await town.route()
-        calm = route is not None and route.generation == status.get("routeGeneration")
+        calm = route is not None and route.generation == status.get("routeGeneration") and report_of(town)
         if "finish" in status and calm and (status["finish"] == "Promoted" or not town.kube.all(DEPLOYMENTS)):
             break
     else:
@@ -95,11 +95,20 @@ async def tell(behaviour: Behaviour, faults: tuple[Fault, ...] = ()) -> Told:
     return Told(await ending(town, chronicle), list(faulty.writes))
 
 
+def report_of(town: Town) -> str:
+    """Which end the written report is about; empty while there is none."""
+    for obj in town.kube.all(CONFIG_MAPS, NAMESPACE):
+        if obj["metadata"]["name"] == "cut-report":
+            return str(obj["metadata"]["annotations"]["cutover.dev/report-of"]).split()[0]
+    return ""
+
+
 async def ending(town: Town, chronicle: Chronicle) -> dict[str, Any]:
     status, route = await town.status(), await town.route()
     assert route is not None
     return {
         "finish": status["finish"],
+        "report": report_of(town),
         "reason": status["reason"],
         "weight": status["weight"],
         "steps": [(s["index"], s["name"], s["outcome"]) for s in status["steps"]],

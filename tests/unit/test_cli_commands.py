@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,79 +15,20 @@ from cutover_cli.kubectl import Kubectl
 from cutover_cli.main import main, run
 from cutover_cli.orders import ACTIONS, change, request_id
 from cutover_cli.waiting import Pace
-
-KUBECTL = """#!{python}
-import json, pathlib, sys
-state = pathlib.Path({state!r})
-arguments = sys.argv[1:]
-with state.with_suffix(".log").open("a") as log:
-    log.write(json.dumps(arguments) + "\\n")
-objects = json.loads(state.read_text())
-words = [a for a in arguments if not a.startswith("-")]
-if words[:2] == ["get", "events"]:
-    print(json.dumps({{"items": objects["events"]}}))
-elif words[0] == "get" and len(words) == 2:
-    print(json.dumps({{"items": [objects[words[1]]]}}))
-elif words[0] == "get" and objects.get(words[1], {{}}).get("metadata", {{}}).get("name") == words[2]:
-    print(json.dumps(objects[words[1]]))
-elif words[0] == "patch":
-    objects[words[1]]["spec"].update(json.loads(words[3])["spec"])
-    if objects.get("operator"):
-        objects[words[1]]["status"]["handledRequest"] = objects[words[1]]["spec"]["request"]["id"]
-    state.write_text(json.dumps(objects))
-    print(json.dumps(objects[words[1]]))
-else:
-    print(f"Error from server (NotFound): {{words[1]}} {{words[2:]}} not found", file=sys.stderr)
-    sys.exit(1)
-"""
-ROLLOUTS = "modelrollouts.cutover.dev"
-
-
-class Cluster:
-    def __init__(self, state: Path) -> None:
-        self._state = state
-
-    @property
-    def objects(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._state.read_text())
-        return found
-
-    @property
-    def asked(self) -> list[list[str]]:
-        return [json.loads(line) for line in self._state.with_suffix(".log").read_text().splitlines()]
-
-    def set(self, **status: Any) -> None:
-        objects = self.objects
-        objects[ROLLOUTS]["status"].update(status)
-        self._state.write_text(json.dumps(objects))
-
-    def without_operator(self) -> None:
-        self._state.write_text(json.dumps({**self.objects, "operator": False}))
+from fakes.kubectl import ROLLOUTS, Cluster, stand_in
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    state = tmp_path / "objects.json"
-    state.write_text(
-        json.dumps(
-            {
-                "operator": True,
-                "events": [
-                    {"reason": "StepEntered", "message": "weight 5", "lastTimestamp": "2026-03-01T11:00:00Z"}
-                ],
-                ROLLOUTS: {
-                    "metadata": {"name": "v7", "namespace": "claims", "uid": "u", "generation": 1},
-                    "spec": {"gatewayRef": "main", "steps": [{"weight": 5}, {"weight": 100}], "gates": []},
-                    "status": {"observedGeneration": 1, "phase": "Progressing", "stepText": "1/2 weight 5%"},
-                },
-            }
-        )
-    )
-    script = tmp_path / "kubectl"
-    script.write_text(KUBECTL.format(python=sys.executable, state=str(state)))
-    script.chmod(0o755)
+    event = {"reason": "StepEntered", "message": "weight 5", "lastTimestamp": "2026-03-01T11:00:00Z"}
+    rollout = {
+        "metadata": {"name": "v7", "namespace": "claims", "uid": "u", "generation": 1},
+        "spec": {"gatewayRef": "main", "steps": [{"weight": 5}, {"weight": 100}], "gates": []},
+        "status": {"observedGeneration": 1, "phase": "Progressing", "stepText": "1/2 weight 5%"},
+    }
+    script, found = stand_in(tmp_path, {"events": [event], ROLLOUTS: rollout})
     monkeypatch.setenv("KUBECTL", str(script))
-    return Cluster(state)
+    return found
 
 
 class Time:

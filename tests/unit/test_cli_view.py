@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cutover_cli import rollout_view, run_view
 from cutover_cli.explain import explain
-from cutover_cli.layout import age, fields, number, span, table, tree
+from cutover_cli.layout import age, fields, table, tree
+from cutover_operator.rollout.wording import number, span
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

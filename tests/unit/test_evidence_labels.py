@@ -24,7 +24,7 @@ from cutover.contract import (
 )
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import HOURS_KEPT, LATE_SECONDS, Ledger, LedgerError
-from cutover_operator.evidence.reading import FROM_DATABASE, Wish, digest, selectors
+from cutover_operator.evidence.reading import FROM_DATABASE, Wish, asked, digest
 from cutover_operator.evidence.samples import Answer, Series, Unavailable
 
 WANTED = Wanted("r", "v1", hourly_fields=("overall",), sure_fields=("overall",))
@@ -183,9 +183,13 @@ WISH = Wish(url="http://p", gateway="assessor", wanted=WANTED, doubles=True)
 
 
 def test_only_what_the_rollout_needs_is_asked_for() -> None:
-    assert set(FROM_DATABASE) | {CONFIDENCE} <= set(selectors(WISH))
-    plain = selectors(Wish(url="http://p", gateway="assessor", wanted=Wanted("r", "v1")))
-    assert set(plain) & {*FROM_DATABASE, CONFIDENCE} == {LABELS_MATURED}
+    assert asked(WISH).metrics >= {*FROM_DATABASE, CONFIDENCE}
+    plain = Wish(url="http://p", gateway="assessor", wanted=Wanted("r", "v1"))
+    assert asked(plain).metrics & {*FROM_DATABASE, CONFIDENCE} == {LABELS_MATURED}
+    counted = digest(answers(), plain, NEW).current
+    assert {key.split("/")[0] for key in counted.totals} == {"requests", "labels", "drawn"}, (
+        "not what a neighbour asked for"
+    )
 
 
 @pytest.mark.parametrize("metric", FROM_DATABASE)

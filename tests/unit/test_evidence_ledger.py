@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS
-from cutover_operator.evidence.folding import Wanted, custom_key, fold
+from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark
 from cutover_operator.evidence.ledger_map import from_config_map, to_config_map
-from cutover_operator.evidence.samples import Answer, Series
+from cutover_operator.evidence.samples import Answer, Series, custom_key
 from cutover_operator.rollout.resources import Owner
 
 WANTED = Wanted("r", "v1", edges=(2.0,), cost_limit=0.01)

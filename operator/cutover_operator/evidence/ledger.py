@@ -22,6 +22,8 @@ LEDGER_KEY = "ledger.json"
 MARKS_KEPT = 40
 SERIES_KEPT = 2000
 IDLE_SECONDS = 3600.0
+ENDED_SECONDS = 300.0
+"""A series that is this much older than the newest one has ended."""
 HIGHEST = "max:"
 """Begins the name of a total kept in the database: never folded away, since it comes back with its whole value."""
 EPOCH_SECONDS = 12 * 3600.0
@@ -78,7 +80,7 @@ class Ledger:
     incidents: int = 0
     resets: int = 0
     ended: int = 0
-    """Series that ended: what they counted after their last scrape is lost, and flagged here instead of guessed."""
+    """Ended series that were folded away because there were too many; see `lost_tails`."""
     refused: int = 0
     """Samples that no counter can have (NaN, infinite, negative)."""
 
@@ -105,6 +107,18 @@ class Ledger:
     def closed_hours(self) -> list[tuple[int, Totals]]:
         """The hours that take no more samples, oldest first."""
         return [(h, self.hours[h]) for h in sorted(self.hours) if h < self.first_open_hour]
+
+    @property
+    def lost_tails(self) -> int:
+        """Series that ended or began anew: what each counted after its last scrape nobody can know. 0 means that the
+        totals are whole. While all are away together (Prometheus is), none has ended."""
+        newest = max((at for at, _ in self.series.values()), default=0.0)
+        idle = sum(
+            newest - at > ENDED_SECONDS
+            for name, (at, _) in self.series.items()
+            if not name.startswith(HIGHEST)
+        )
+        return self.resets + self.ended + idle
 
     # ------------------------------------------------------------ moving on
     def with_mark(self, at: float, step: int | None = None) -> Ledger:

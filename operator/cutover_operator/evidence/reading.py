@@ -6,7 +6,6 @@ zero because it was not seen.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from cutover.contract import (
     CONFIDENCE,
     COST,
     DURATION,
+    FALLBACKS,
     LABEL_CONFIDENCE,
     LABEL_DOUBLES,
     LABEL_PAIRS,
@@ -24,20 +24,21 @@ from cutover.contract import (
     LABEL_WEIGHT,
     LABELS_MATURED,
     REQUESTS,
-    ROLLOUT_NONE,
     ROUTE_GENERATION,
     SATISFACTION,
     SHADOW_DURATION,
     SHADOW_PAIRS,
 )
 from cutover_operator.conditions import timestamp
-from cutover_operator.evidence.folding import Wanted, custom_key, fold
+from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
     Answer,
+    Asked,
     Series,
     Unavailable,
+    custom_key,
     merged,
     per_second,
     scrape_interval,
@@ -53,13 +54,15 @@ FROM_DATABASE = (
     LABEL_CONFIDENCE,
 )
 """Exported by the assessments service, all of one snapshot."""
-OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN})
+OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
 class Samples(Protocol):
-    """Raw samples of the last `window_seconds`."""
+    """Raw samples of the last `window_seconds`, by metric and by selector of a user's own counter."""
 
-    async def read(self, url: str, selector: str, window_seconds: int) -> Answer | Unavailable: ...
+    async def read(
+        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+    ) -> Mapping[str, Answer | Unavailable]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Wish:
     shadow: bool = False
     satisfaction: bool = False
     doubles: bool = False
+    again_in_seconds: float = 30.0
+    """When it will be read next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,59 +91,43 @@ class Read:
     """By gate: why its own counters say nothing now."""
 
 
-def selectors(wish: Wish) -> dict[str, str]:
-    """Metric -> selector. The same text for every rollout with the same gates, so that answers are shared."""
-    some = f'{{rollout!="{ROLLOUT_NONE}"}}'
-    found = {
-        ROUTE_GENERATION: ROUTE_GENERATION,
-        BREAKER_OPEN: f'{BREAKER_OPEN}{{arm="control"}}',
-        REQUESTS: REQUESTS + some,
-        COST: COST + some,
-        LABELS_MATURED: LABELS_MATURED + some,
-    }
-    if wish.wanted.hourly_fields:
-        found |= {metric: metric + some for metric in (LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT)}
-    if wish.doubles:
-        found[LABEL_DOUBLES] = LABEL_DOUBLES + some
-    if wish.wanted.sure_fields:
-        found |= {metric: metric + some for metric in (CONFIDENCE, LABEL_CONFIDENCE)}
-    edges = "|".join(_edge_pattern(edge) for edge in wish.wanted.edges)
+def asked(wish: Wish) -> Asked:
+    """What must be read for the gates of a rollout."""
+    edges = frozenset(wish.wanted.edges)
+    metrics = {ROUTE_GENERATION, BREAKER_OPEN, REQUESTS, COST, FALLBACKS, LABELS_MATURED}
     if edges:
-        found[DURATION] = f'{DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+        metrics.add(DURATION)
     if wish.shadow:
-        found[SHADOW_PAIRS] = SHADOW_PAIRS + some
+        metrics.add(SHADOW_PAIRS)
         if edges:
-            found[SHADOW_DURATION] = (
-                f'{SHADOW_DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
-            )
+            metrics.add(SHADOW_DURATION)
     if wish.satisfaction:
-        found[SATISFACTION] = SATISFACTION + some
-    for _, bad, total in wish.wanted.custom:
-        found[custom_key(bad)], found[custom_key(total)] = bad, total
-    return found
+        metrics.add(SATISFACTION)
+    if wish.wanted.hourly_fields:
+        metrics |= {LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT}
+    if wish.doubles:
+        metrics.add(LABEL_DOUBLES)
+    if wish.wanted.sure_fields:
+        metrics |= {CONFIDENCE, LABEL_CONFIDENCE}
+    custom = tuple(selector for _, *pair in wish.wanted.custom for selector in pair)
+    return Asked(wish.wanted.rollout, wish.gateway, frozenset(metrics), edges, tuple(dict.fromkeys(custom)))
 
 
-def _edge_pattern(edge: float) -> str:
-    """`2` and `2.0`: how an edge is written depends on the client library and on the version of Prometheus."""
-    short = f"{edge:g}".replace(".", "\\\\.")
-    return short if "." in short else f"{short}|{short}\\\\.0"
-
-
-async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, now: float) -> Read:
-    """The ledger with everything counted that came since, or the reason why nothing can be said now."""
-    window = window_for(max(0.0, now - (ledger.written_at or ledger.started_at)))
-    wanted = selectors(wish)
-    results = await asyncio.gather(*(samples.read(wish.url, text, window) for text in wanted.values()))
-    answers = dict(zip(wanted, results, strict=True))
+async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, age_seconds: float) -> Read:
+    """The ledger with everything counted that came in the last `age_seconds`, or why nothing can be said now."""
+    window = window_for(max(0.0, age_seconds))
+    answers = await samples.read(wish.url, asked(wish), window, wish.again_in_seconds)
     return digest(answers, wish, ledger)
 
 
-def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
+def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
     """Judge the answers' availability, then fold those that can be trusted. Pure."""
-    own_keys = {custom_key(selector) for _, *pair in wish.wanted.custom for selector in pair}
-    problem = _metrics_problem({k: v for k, v in answers.items() if k not in own_keys}, wish)
-    good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
-    labels = _labels_problem(answers, wish.wanted.rollout, ledger)
+    own = {metric: answer for metric, answer in answers.items() if metric in asked(wish).metrics}
+    problem = _metrics_problem(own, wish)
+    # Others that shared the query may have asked for more: what this rollout counts is its own choice.
+    users = {custom_key(selector) for _, *pair in wish.wanted.custom for selector in pair}
+    good = {m: a for m, a in answers.items() if isinstance(a, Answer) and (m in own or m in users)}
+    labels = _labels_problem(own, wish.wanted.rollout, ledger)
     if labels is not None:
         # One snapshot of the database, or none of it: sums that belong together stay together.
         good = {metric: answer for metric, answer in good.items() if metric not in FROM_DATABASE}
@@ -146,7 +135,7 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
     if problem is not None:
         return Read(ledger, problem, labels or problem, 0, None, False, custom)
     replicas = good[ROUTE_GENERATION]
-    own = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
+    pods = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
@@ -158,12 +147,19 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
         ),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(_fresh(own, replicas)),
+        scraped_replicas=len(_fresh(pods, replicas)),
         requests_per_second=per_second(merged(requests)),
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0
-            for s in _fresh([s for s in breaker.series if s.label("gateway") == wish.gateway], breaker)
+            for s in _fresh(
+                [
+                    s
+                    for s in breaker.series
+                    if (s.label("gateway"), s.label("arm")) == (wish.gateway, "control")
+                ],
+                breaker,
+            )
         ),
         custom=custom,
     )
@@ -174,7 +170,7 @@ def _fresh(series: list[Series], answer: Answer) -> list[Series]:
     return [s for s in series if answer.served_at - s.newest <= limit]
 
 
-def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Unavailable | None:
+def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) -> Unavailable | None:
     for metric, answer in answers.items():
         if isinstance(answer, Unavailable) and metric not in OPTIONAL:
             return answer

@@ -48,17 +48,22 @@ def has_pairs(spec: ModelRolloutSpec) -> bool:
     return spec.analysis.labels.pool == "mirrored" or any(step.shadow for step in spec.steps)
 
 
+def pass_alpha(spec: ModelRolloutSpec, gate: NamedGate) -> float:
+    """The risk of a certificate: where somebody measures the reviewers, a part of it pays for that."""
+    measured = spec.analysis.labels.double_share > 0 and gate.gate.limit is not None
+    return spec.analysis.risk * (1 - reviewers.RISK_PART if measured else 1.0)
+
+
 def floors(spec: ModelRolloutSpec, ledger: Ledger, gate: NamedGate, floor: float | None) -> Floors:
-    """A part of the risk pays for measuring the reviewers, if anybody measures them."""
     risk, limit = spec.analysis.risk, gate.gate.limit
     if spec.analysis.labels.double_share <= 0 or limit is None:
-        return Floors(limit, floor, risk, 0.0)
+        return Floors(limit, floor, pass_alpha(spec, gate), 0.0)
     same, different = (ledger.total(f"doubles/{gate.field}/{result}") for result in ("same", "different"))
     noise = reviewers.measured(same, different, risk * reviewers.RISK_PART)
     return Floors(
         float(reviewers.floor_for_pass(limit, noise)) if limit > 0.5 else limit,
         float(reviewers.floor_for_pass(floor, noise)) if floor is not None and floor > 0.5 else floor,
-        risk * (1 - reviewers.RISK_PART),
+        pass_alpha(spec, gate),
         float(noise.least),
     )
 

@@ -18,13 +18,13 @@ from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
 from cutover_operator.rollout.gates import advance_names, named_gates
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
+from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
 from cutover_operator.rollout.verdict import Bench, Verdict, judge, unavailable
 
 FIRST_SCRAPE_SECONDS = 120.0
 EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
 """A gate that must pass has not, or cannot be judged."""
-WATCH_SECONDS = 7 * 86400.0
 
 
 def _judged(d: Draft) -> tuple[Verdict, ...]:

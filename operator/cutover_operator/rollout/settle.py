@@ -6,22 +6,29 @@ the next pass does them.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-from cutover_operator.evidence.ledger import EPOCH_SECONDS
+from cutover_operator.evidence.ledger import EPOCH_SECONDS, Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
-from cutover_operator.rollout import resources, routing
+from cutover_operator.rollout import report_map, resources, routing
 from cutover_operator.rollout.accuracy import by_stratum
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.counts import stratum_pairs
-from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, step_title
+from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
+from cutover_operator.rollout.news import is_news
+from cutover_operator.rollout.report import write_report
 from cutover_operator.rollout.serving import health
 
 CHECKPOINT_SECONDS = 300.0
+EARLY_SECONDS = 10.0
+"""A step that is young doubles its evidence quickly: the checkpoint, and with it the figures in status, come earlier."""
+COUNTED = ("requests/", "shadow/", "labels/")
 OUT_OF_SYNC_SECONDS = 1.0
 
 
@@ -34,18 +41,24 @@ def settle(draft: Draft) -> Plan:
     if draft.finalizer is not None:
         after.append(SetFinalizer(draft.finalizer))
     _columns(draft)
+    _report(draft, after)
     status = draft.status.model_copy(
         update={
             "observed_generation": draft.world.generation,
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
+    before_it = draft.world.status
+    if not is_news(before_it, status):
+        status = before_it
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
+        routine=not after
+        and not is_news(draft.world.status, status.model_copy(update={"ledger": before_it.ledger})),
     )
 
 
@@ -63,7 +76,9 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     ):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
-    due = draft.ledger_due or (active and now - ledger.written_at >= CHECKPOINT_SECONDS)
+    age = now - ledger.written_at
+    old = age >= CHECKPOINT_SECONDS or (age >= EARLY_SECONDS and _doubled(ledger, stored, draft.status.step))
+    due = draft.ledger_due or (active and old)
     if not due:
         return
     if stored is not None and stored.revision > ledger.revision:
@@ -80,6 +95,16 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     before.append(Swap(obj))
     draft.ledger = ledger
     draft.set(ledger=draft.ledger_ref(ledger))
+
+
+def _doubled(ledger: Ledger, stored: Ledger | None, step: int) -> bool:
+    """Twice as much is known about this step as the last checkpoint says, and so the status shows."""
+    known, kept = _events(ledger, step), _events(stored, step) if stored is not None else 0.0
+    return known > 0 and known >= 2 * kept
+
+
+def _events(ledger: Ledger, step: int) -> float:
+    return sum(n for key, n in ledger.since_step(step).items() if key.startswith(COUNTED))
 
 
 # ---------------------------------------------------------------- route
@@ -203,22 +228,40 @@ def _children(draft: Draft, after: list[Action]) -> None:
                     Delete(resource, world.namespace, live["metadata"]["name"], live["metadata"].get("uid"))
                 )
         return
+    if draft.orphan_children:
+        # What serves now stays as it is, whether or not the TrainingRun it came from still exists.
+        after.extend(Apply(resources.released(live)) for live in (world.deployment, world.service) if live)
+        return
     if spec.serving.engine == "external" or draft.model is None:
         return
-    owned = not draft.orphan_children
     wanted = (
-        resources.deployment(spec, draft.model, draft.owner, world.site.images, owned),
-        resources.service(draft.owner, owned),
+        resources.deployment(spec, draft.model, draft.owner, world.site.images),
+        resources.service(draft.owner),
     )
-    if draft.orphan_children:
-        after.extend(Apply(obj) for obj in wanted)
-    elif draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
+    if draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
         same_model = draft.status.candidate_version in ("", draft.model.version) and (
             draft.ledger is None or draft.ledger.files in ("", draft.model.digest)
         )
         for obj, live in zip(wanted, (world.deployment, world.service), strict=True):
             if same_model and not resources.contains(live, obj):
                 after.append(Apply(obj))
+
+
+# ---------------------------------------------------------------- the written report
+def _report(draft: Draft, after: list[Action]) -> None:
+    """Write the report of the end that is about to be committed. A pass that died before it leaves it to the next."""
+    world, status, ledger = draft.world, draft.status, draft.ledger
+    if world.deleted_at is not None or not report_map.is_due(world.report_map, world.uid, status, ledger):
+        return
+    counted = datetime.fromtimestamp(ledger.written_at, UTC) if ledger is not None else None
+    moments = [at for at in (parsed(status.finished_at), counted) if at is not None]
+    text = write_report(
+        world.name, world.namespace, draft.spec, status, ledger, max(moments, default=draft.now)
+    )
+    after.append(Swap(report_map.to_config_map(text, draft.owner, status, ledger, world.report_map)))
+    if world.report_map is None or not report_map.is_about(world.report_map, status):
+        message = f"the written report is there: kubectl cutover report {world.name}"
+        draft.notice("ReportWritten", message, about=report_map.end_of(status))
 
 
 # ---------------------------------------------------------------- columns and conditions

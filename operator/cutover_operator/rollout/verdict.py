@@ -17,7 +17,7 @@ import numpy as np
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
 from cutover_operator.evidence.ledger import Ledger, Totals, minus
 from cutover_operator.evidence.samples import Unavailable
-from cutover_operator.rollout import accuracy, gate_tests
+from cutover_operator.rollout import accuracy, gate_tests, risk
 from cutover_operator.rollout.counts import (
     Pair,
     answered,
@@ -110,7 +110,7 @@ class Bench:
 
     def spent(self, alpha: float) -> float:
         """What is left of a risk after shared incidents made the tests start anew."""
-        return alpha / float(2**self.ledger.incidents)
+        return float(risk.spent(alpha, self.ledger.incidents))
 
 
 def judge(bench: Bench, gate: NamedGate) -> Verdict:

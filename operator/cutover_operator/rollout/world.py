@@ -81,6 +81,8 @@ class World:
     """The candidate's pods."""
     gateways: tuple[GatewayPod, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
+    report_map: dict[str, Any] | None = None
+    """The written report as stored; looked at only after an end."""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,159 @@
+"""`explain` with the evidence and `report`, as a process would see them, on rollouts the operator itself has led."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutover_cli import main as program
+from cutover_cli.main import main
+from cutover_operator.port import CONFIG_MAPS, MODEL_ROLLOUTS
+from fakes.kubectl import ROLLOUTS, Cluster, stand_in
+from fakes.rollout_town import NAMESPACE, Behaviour, Town, finished, run_until, started
+
+SLOW_LABELS = {"interval": "10s", "labels": {"perHour": 60, "deadline": "60s"}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KUBECTL", str(tmp_path / "kubectl"))
+    return tmp_path
+
+
+async def seen(town: Town, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The town's objects behind kubectl, at the town's time."""
+    obj = await town.kube.get(MODEL_ROLLOUTS, NAMESPACE, "cut")
+    maps = {o["metadata"]["name"]: o for o in town.kube.all(CONFIG_MAPS, NAMESPACE)}
+    at = datetime.fromtimestamp(town.now, UTC)
+    monkeypatch.setattr(program, "_now", lambda: at)
+    return stand_in(folder, {ROLLOUTS: obj, "configmaps": maps})[1]
+
+
+async def after(ticks: int, **settings: Any) -> Town:
+    town = await started(**settings)
+    for _ in range(ticks):
+        await town.tick()
+        await town.run_pass()
+    return town
+
+
+async def test_explain_says_how_many_labels_are_missing_and_when(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(
+        120,
+        spec={"analysis": SLOW_LABELS},
+        candidate=Behaviour(accuracy=0.99),
+        requests_per_second=0.3,
+        tick_seconds=20,
+    )
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut", "-n", NAMESPACE]) == 0
+    text = capsys.readouterr().out
+    assert "gate accuracy has too little evidence: accuracy" in text
+    assert "more labels like these to pass, at" in text
+    assert "Next decision expected around" in text
+    assert "what comes last is gate accuracy" in text
+    assert "gate latency" not in text
+
+
+async def test_explain_before_the_first_label_counts_from_the_deadline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analysis = {"interval": "10s", "labels": {"perHour": 60, "deadline": "2h"}}
+    town = await after(40, spec={"analysis": analysis})
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert "the first labels come due around" in text
+    assert "if 95 % are right and 60 an hour are labelled" in text
+
+
+async def test_explain_foretells_a_rollback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(
+        30,
+        spec={"analysis": SLOW_LABELS},
+        candidate=Behaviour(accuracy=0.75),
+        requests_per_second=0.3,
+        tick_seconds=20,
+    )
+    assert "finish" not in await town.status()
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    assert "a rollback, if gate accuracy goes on like this" in capsys.readouterr().out
+
+
+async def test_explain_tells_no_time_while_a_person_stands_in_the_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(40, spec={"analysis": SLOW_LABELS, "hold": True})
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert "When the next decision comes cannot be told: spec.hold is set" in text
+
+
+async def test_explain_without_the_evidence_says_so_and_shows_the_status(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(40, spec={"analysis": SLOW_LABELS}, candidate=Behaviour(accuracy=0.91))
+    cluster = await seen(town, folder, monkeypatch)
+    cluster.put(forbidden=["configmaps"])
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert "Without a forecast: ConfigMap cut-evidence may not be read" in text
+    assert "gate accuracy has too little evidence" in text
+    cluster.put(forbidden=[], configmaps={})
+    assert main(["explain", "cut"]) == 0
+    assert "ConfigMap cut-evidence is gone" in capsys.readouterr().out
+
+
+async def test_report_prints_what_the_operator_wrote(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await started()
+    await run_until(town, finished)
+    cluster = await seen(town, folder, monkeypatch)
+    written = cluster.objects["configmaps"]["cut-report"]["data"]["report.md"]
+    assert main(["report", "cut"]) == 0
+    assert capsys.readouterr().out == written
+
+
+async def test_report_is_made_from_status_and_ledger_while_there_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(40, spec={"analysis": SLOW_LABELS}, candidate=Behaviour(accuracy=0.91))
+    cluster = await seen(town, folder, monkeypatch)
+    assert main(["report", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# Rollout cut: in progress")
+    assert "| mirrored requests |" in text
+    assert "| shadow 100% |" in text
+    cluster.put(forbidden=["configmaps"])
+    assert main(["report", "cut"]) == 0
+    caught = capsys.readouterr()
+    assert "There is no evidence ledger" in caught.out
+    assert "may not be read" in caught.err
+
+
+async def test_a_report_of_an_earlier_end_or_of_somebody_else_is_not_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await started()
+    await run_until(town, finished)
+    cluster = await seen(town, folder, monkeypatch)
+    maps = cluster.objects["configmaps"]
+    maps["cut-report"]["data"]["report.md"] = "stale"
+    cluster.put(configmaps=maps)
+    cluster.set(finish="RolledBack", phase="RolledBack", finishedAt="2030-03-18T00:00:00Z")
+    assert main(["report", "cut"]) == 0
+    assert capsys.readouterr().out.startswith("# Rollout cut: rolled back")
+    maps["cut-report"]["metadata"]["ownerReferences"] = []
+    cluster.put(configmaps=maps)
+    assert main(["report", "cut"]) == 0
+    assert "stale" not in capsys.readouterr().out
