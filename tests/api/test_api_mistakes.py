@@ -152,7 +152,6 @@ TRAINING_MISTAKES = [
     wrong("typing error in a field", {"spec.fineTune.learning_rate": 1e-4}, "unknown field", "spec.fineTune.learning_rate"),
     wrong("name too long", {"metadata.name": "a" * 53}, "metadata.name", "52"),
     wrong("name with a dot", {"metadata.name": "damage.v1"}, "metadata.name", "should match"),
-    # not supported yet
     wrong("tuning", {"spec.tuning": {"trials": 4}}, "spec.tuning", "not supported by this version; remove it"),
     wrong("synthetic", {"spec.dataset.synthetic": {"uri": S3}}, "spec.dataset.synthetic", "not supported", "remove it"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
@@ -218,6 +217,9 @@ ROLLOUT_MISTAKES = [
     wrong("risk of a coin", {"spec.analysis.risk": 0.9}, "analysis.risk", "less than or equal to 0.5"),
     wrong("prometheus without scheme", {"spec.analysis.prometheus.url": "prometheus:9090"}, "prometheus.url", "https?://"),
     wrong("confidence in percent", {"spec.fallback.confidence": 80}, "fallback.confidence", "less than or equal to 1"),
+    wrong("confidence twice", {"spec.fallback": {"confidence": 0.8, "autoConfidence": True}}, "remove one of them"),
+    wrong("auto confidence for no limit", {"spec.fallback.autoConfidence": True, "spec.gates.0": {"metric": "accuracy", "margin": 0.02}}, "autoConfidence", "exactly one accuracy gate"),
+    wrong("auto confidence by stratum", {"spec.fallback.autoConfidence": True, "spec.analysis.labels.strata": "disagreement"}, "drawn alike"),
     wrong("confidence as text", {"spec.fallback.confidence": "auto"}, "fallback.confidence", "must be of type number"),
     wrong("fallback on a whim", {"spec.fallback.when": ["mood"]}, "fallback.when[0]", '"error", "timeout"'),
     wrong("engine unknown", {"spec.serving.engine": "ollama"}, "serving.engine", '"vllm", "tgi"'),
@@ -241,8 +243,6 @@ ROLLOUT_MISTAKES = [
     wrong("request unknown", {"spec.request": {"id": "1", "action": "pause"}}, "request.action", '"promote", "abort"'),
     wrong("request without id", {"spec.request": {"action": "abort"}}, "request.id", "Required value"),
     wrong("typing error in a gate", {"spec.gates.0.threshold": 0.9}, "unknown field", "spec.gates[0].threshold"),
-    # not supported yet
-    wrong("auto confidence", {"spec.fallback.autoConfidence": True}, "autoConfidence is not supported", "to a number"),
 ]  # fmt: skip
 
 

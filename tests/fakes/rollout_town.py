@@ -20,8 +20,10 @@ import yaml
 
 from cutover.contract import (
     BREAKER_OPEN,
+    CONFIDENCE,
     COST,
     DURATION,
+    LABEL_CONFIDENCE,
     LABEL_PAIRS,
     LABEL_POOL,
     LABEL_WEIGHT,
@@ -130,6 +132,8 @@ class Town:
     prometheus_down: str = ""
     scraping: bool = True
     control_breaker_open: bool = False
+    sureness: tuple[tuple[str, float, float], ...] = ()
+    """(bin of confidence, share of the candidate's answers, accuracy there); none: every answer is kept."""
     pods_stuck: bool = False
     """Gateway pods keep the route they have."""
     candidate_starts: bool = True
@@ -299,18 +303,19 @@ class Town:
     def _answer(self, pod: str, route: Route, arm: str, n: int, how: Behaviour, version: str) -> None:
         own = {"gateway": GATEWAY, "rollout": route.rollout, "arm": arm, "version": version, "instance": pod}
         errors = int(self.random.binomial(n, how.errors))
-        for outcome, count in (("ok", n - errors), ("error", errors), ("deferred", 0), ("rejected", 0)):
+        kept, right = self._kept(route, pod, n - errors) if arm == "candidate" else (n - errors, 0.0)
+        deferred = n - errors - kept
+        for outcome, count in (("ok", kept), ("error", errors), ("deferred", deferred), ("rejected", 0)):
             self._add(REQUESTS, count, **own, outcome=outcome)
         slow = int(self.random.binomial(n, how.slow))
         for edge in LATENCY_EDGES_SECONDS:
             self._add(DURATION, n - slow if edge <= 4 else n, **own, le=f"{edge:.1f}")
         self._add(DURATION, n, **own, le="+Inf")
-        self._add(COST, n * how.cost_usd, **own)
+        self._add(COST, n * how.cost_usd + deferred * self.control.cost_usd, **own)
         by_stratum = route.labels.by_stratum and arm == "control"
         if not by_stratum:
-            self._sample(
-                route, arm, n - errors, how.accuracy, version, route.labels.probability.get("all", 0.0)
-            )
+            accuracy = right if arm == "candidate" and self.sureness else how.accuracy
+            self._sample(route, arm, kept, accuracy, version, route.labels.probability.get("all", 0.0))
 
     def _mirror(self, pod: str, route: Route, n: int, pooled: float) -> None:
         """`pooled`: the chance of a copy to be in the pool that labels are drawn from."""
@@ -318,8 +323,14 @@ class Town:
         version = route.candidate.version
         own = {"gateway": GATEWAY, "rollout": route.rollout, "version": version, "instance": pod}
         errors = int(self.random.binomial(n, self.candidate.errors))
-        agree = int(self.random.binomial(n - errors, AGREEING))
-        told = (("agree", agree), ("disagree", n - errors - agree), ("invalid", 0), ("error", errors))
+        kept, right = self._kept(route, pod, n - errors, pooled)
+        agree = int(self.random.binomial(kept, AGREEING))
+        told = (
+            ("agree", agree),
+            ("disagree", kept - agree),
+            ("deferred", n - errors - kept),
+            ("error", errors),
+        )
         for agreement, count in told:
             self._add(SHADOW_PAIRS, count, **own, agreement=agreement)
         slow = int(self.random.binomial(n, self.candidate.slow))
@@ -327,11 +338,43 @@ class Town:
             self._add(SHADOW_DURATION, n - slow if edge <= 4 else n, **own, le=f"{edge:.1f}")
         self._add(SHADOW_DURATION, n, **own, le="+Inf")
         if route.labels.by_stratum:
-            self._draw(route, agree, n - errors - agree, pooled)
+            self._draw(route, agree, kept - agree, pooled)
             return
         chance = min(pooled, 1.0)
-        self._sample(route, "candidate", n - errors, self.candidate.accuracy, version, chance)
-        self._pair(route, int(self.random.binomial(n - errors, chance)))
+        accuracy = right if self.sureness else self.candidate.accuracy
+        self._sample(route, "candidate", kept, accuracy, version, chance)
+        self._pair(route, int(self.random.binomial(kept, chance)))
+
+    def _kept(self, route: Route, pod: str, n: int, chance: float | None = None) -> tuple[int, float]:
+        """How many of the candidate's answers are sure enough, and how often those are right; all are counted by their
+        confidence, and labelled with it."""
+        assert route.candidate is not None
+        if not self.sureness:
+            return n, self.candidate.accuracy
+        limit = route.fallback_rules.confidence or 0.0
+        drawn = route.labels.probability.get("all", 0.0) if chance is None else min(chance, 1.0)
+        counts = self.random.multinomial(n, [share for _, share, _ in self.sureness])
+        kept = right = 0.0
+        own = {"gateway": GATEWAY, "rollout": route.rollout, "instance": pod}
+        version = route.candidate.version
+        for (name, _, accuracy), count in zip(self.sureness, counts, strict=True):
+            self._add(CONFIDENCE, float(count), **own, version=version, bin=name)
+            labelled = int(self.random.binomial(count, drawn))
+            good = int(self.random.binomial(labelled, accuracy))
+            for result, n_labels in (("right", good), ("wrong", labelled - good)):
+                for field_name in LABELLED_FIELDS:
+                    self._later(
+                        route,
+                        LABEL_CONFIDENCE,
+                        n_labels,
+                        version=version,
+                        field=field_name,
+                        bin=name,
+                        result=result,
+                    )
+            if float(name) >= limit:
+                kept, right = kept + count, right + count * accuracy
+        return int(kept), right / kept if kept else 0.0
 
     def _draw(self, route: Route, agree: int, disagree: int, pooled: float) -> None:
         """Pairs of both strata into the pool, and out of it to the people who label."""

@@ -249,7 +249,8 @@ class Fallback(ApiModel):
     confidence: Fraction | None = None
     """Candidate answers whose confidence in the decisive field is below it go to the fallback."""
     auto_confidence: bool = False
-    """Find the threshold that keeps the accuracy floor, instead of `confidence`."""
+    """Find the threshold at which the answers kept meet the limit of the one accuracy gate, instead of `confidence`: by
+    labels, once an hour, at the rollout's risk. Until one is proven only answers of the highest confidence are kept."""
     reverse: bool = True
     """Once promoted, the candidate also answers for a dead control."""
 
@@ -343,6 +344,28 @@ class LedgerRef(StatusModel):
     revision: Count = 0
 
 
+class RoutingStatus(StatusModel):
+    """The threshold that fallback.autoConfidence found, and what follows from it."""
+
+    threshold: Measured = None
+    """Candidate answers whose confidence is below it go to the fallback."""
+    certified: bool = False
+    """False: nothing is proven yet, so the threshold is the strictest there is."""
+    decided_at: Timestamp | None = None
+    epoch: Count = 1
+    """Fresh start of the evidence it stands on."""
+    labels: Count = 0
+    kept_share: Measured = None
+    """Of the candidate's valid answers."""
+    kept_accuracy: Measured = None
+    """Share right among the labels of the answers kept; a missing label counts as wrong."""
+    auroc: Measured = None
+    """Chance that a right answer is surer than a wrong one; 0.5 says that confidence is worthless."""
+    usd_per_assessment: Measured = None
+    """Expected, both models together."""
+    message: Text = ""
+
+
 class ModelRolloutStatus(StatusModel):
     schema_version: Count = 1
     observed_generation: Count = 0
@@ -371,6 +394,7 @@ class ModelRolloutStatus(StatusModel):
         default_factory=list
     )
     steps: Annotated[list[StepRecord], Field(max_length=64)] = Field(default_factory=list)
+    routing: RoutingStatus | None = None
     ledger: LedgerRef | None = None
     unavailable_since: Timestamp | None = None
     handled_request: Annotated[str, Field(max_length=64)] = ""

@@ -234,6 +234,12 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             field=".analysis.labels.strata",
         ),
         Rule(
+            "!self.fallback.autoConfidence || self.gates.exists_one(g, g.metric == 'accuracy' && has(g.limit))",
+            "fallback.autoConfidence needs exactly one accuracy gate with a limit, which the answers kept must meet; add or "
+            "remove gates, or set confidence to a number",
+            field=".fallback.autoConfidence",
+        ),
+        Rule(
             "self.analysis.labels.strata == 'none' || !self.fallback.autoConfidence",
             "fallback.autoConfidence needs labels drawn alike; set analysis.labels.strata to none, or confidence to a number",
             field=".analysis.labels.strata",

@@ -45,6 +45,7 @@ from cutover_operator.rollout.gates import cost_limit, edges, named_gates
 from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import holder_of, read_route
+from cutover_operator.rollout.threshold import governing_gate
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 
 
@@ -234,6 +235,7 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
             cost_limit(spec),
             custom,
             hourly_fields=tuple(sorted(bets)),
+            sure_fields=_sure_fields(spec),
         ),
         shadow=by_stratum(spec) or any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
@@ -245,6 +247,11 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
 def _all_ready(deployment: Object) -> bool:
     status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
     return all(int(status.get(name) or 0) >= wanted for name in ("readyReplicas", "updatedReplicas"))
+
+
+def _sure_fields(spec: ModelRolloutSpec) -> tuple[str, ...]:
+    gate = governing_gate(spec) if spec.fallback.auto_confidence else None
+    return (gate.field,) if gate is not None else ()
 
 
 def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:

@@ -52,6 +52,8 @@ class Position:
     weight_percent: int = 0
     shadow_percent: int = 0
     promoted: bool = False
+    confidence: float | None = None
+    """Candidate answers below it are deferred."""
     label_probabilities: Mapping[str, float] = field(default_factory=lambda: {STRATUM_ALL: 0.0})
 
 
@@ -102,7 +104,7 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
             control=position.control,
             fallback=fallback,
             salt=position.uid,
-            fallback_rules=_fallback_rules(spec, promoted=False),
+            fallback_rules=_fallback_rules(spec, False, None),
         )
     return Route(
         generation=generation,
@@ -116,7 +118,7 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
         weight_basis_points=position.weight_percent * 100,
         shadow_basis_points=position.shadow_percent * 100,
         salt=position.uid,
-        fallback_rules=_fallback_rules(spec, position.promoted),
+        fallback_rules=_fallback_rules(spec, position.promoted, position.confidence),
         labels=LabelSampling(
             probability=dict(position.label_probabilities),
             deadline_seconds=to_seconds(spec.analysis.labels.deadline),
@@ -126,12 +128,11 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
     )
 
 
-def _fallback_rules(spec: ModelRolloutSpec, promoted: bool) -> FallbackRules:
-    confidence = spec.fallback.confidence
+def _fallback_rules(spec: ModelRolloutSpec, promoted: bool, confidence: float | None) -> FallbackRules:
     return FallbackRules(
         on=spec.fallback.when,
         deadline_seconds=spec.fallback.deadline_seconds,
-        confidence=confidence if isinstance(confidence, float) else None,
+        confidence=confidence,
         reverse=spec.fallback.reverse and promoted,
     )
 

@@ -19,6 +19,7 @@ from cutover_operator.rollout import report_map, resources, routing
 from cutover_operator.rollout.accuracy import by_stratum
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.counts import stratum_pairs
+from cutover_operator.rollout.deferring import confidence_in_force
 from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
 from cutover_operator.rollout.news import is_news
@@ -172,6 +173,7 @@ def _wanted_route(draft: Draft) -> Route | None:
         weight_percent=draft.status.weight,
         shadow_percent=draft.status.shadow,
         promoted=draft.promoted,
+        confidence=confidence_in_force(draft),
         label_probabilities=_label_probabilities(draft),
     )
     if draft.config is not None:
