@@ -25,6 +25,7 @@ from cutover_operator.rollout.evalue import (
     mixture,
     refuted,
 )
+from cutover_operator.rollout.reviewers import RISK_PART, Noise, floor_for_fail, floor_for_pass
 
 COST_MIN_ANSWERS = 100
 VOTES_MIN = 100
@@ -107,7 +108,7 @@ def portion(part: ArrayLike, whole: ArrayLike) -> Floats:
         return np.where(n > 0, np.asarray(part, dtype=np.float64) / n, np.nan)
 
 
-def share_violation(counts: Counts, k: ArrayLike, limit: float) -> Floats:
+def share_violation(counts: Counts, k: ArrayLike | None, limit: float) -> Floats:
     """Evidence that a bad share is above its limit, by a mixture over epochs."""
     return mixture(log_e(counts.bad, counts.good, limit, 1, KAPPA_SHARE), k)
 
@@ -143,7 +144,7 @@ def _coded(fail: Bools, good: Bools) -> NDArray[np.int8]:
 def judge_share(
     total: Counts,
     epochs: Counts,
-    k: ArrayLike,
+    k: ArrayLike | None,
     control_epochs: Counts,
     segments: Segments,
     *,
@@ -190,7 +191,7 @@ def judge_share(
 def judge_accuracy(
     total: Labels,
     epochs: Labels,
-    k: ArrayLike,
+    k: ArrayLike | None,
     control: Labels,
     *,
     limit: float | None,
@@ -199,10 +200,13 @@ def judge_accuracy(
     pass_alpha: ArrayLike,
     margin: float | None,
     available: ArrayLike = True,
+    noise: Noise | None = None,
 ) -> Judged:
     """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
 
-    Missing labels count against what is being proven: as wrong for a pass, as right for a fail.
+    Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
+    floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
+    part of the risk pays for the bounds.
     """
     n, value = total.all, portion(total.right, total.all)
     shape = np.broadcast_shapes(n.shape, np.shape(fail_alpha), np.shape(available))
@@ -211,11 +215,15 @@ def judge_accuracy(
     fail, proven = np.zeros(shape, bool), np.ones(shape, bool)
     if limit is not None:
         held = np.asarray(epochs.right) + epochs.missing
-        log_fail = mixture(log_e(held, epochs.wrong, limit, -1, KAPPA_ACCURACY), k)
-        certified = limit if floor is None else floor
-        log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certified, 1, KAPPA_ACCURACY)
-        fail = fail | (log_fail >= log_level(level_alpha))
-        proven = proven & (log_pass >= log_level(pass_alpha)) & (value >= limit)
+        refuse, certify, aim = np.asarray(limit), np.asarray(limit if floor is None else floor), limit
+        risk_left = 1.0
+        if noise is not None:
+            refuse, certify = floor_for_fail(refuse, noise), floor_for_pass(certify, noise)
+            aim, risk_left = floor_for_pass(limit, noise), 1.0 - RISK_PART
+        log_fail = mixture(log_e(held, epochs.wrong, refuse, -1, KAPPA_ACCURACY), k)
+        log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certify, 1, KAPPA_ACCURACY)
+        fail = fail | (log_fail >= log_level(level_alpha * risk_left))
+        proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:
         below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
