@@ -156,3 +156,23 @@ async def test_many_keys_over_few_workers() -> None:
     assert len(passes) == 500
     assert set(passes.values()) == {1}
     await queue.stop()
+
+
+async def test_wishes_for_later_come_in_company() -> None:
+    """Rounded down to a whole second, so that one question to Prometheus answers for all; short ones stay exact."""
+
+    async def handle(one: Key) -> float | None:
+        return None
+
+    queue = WorkQueue(handle, 1)
+    now = asyncio.get_running_loop().time()
+    for number in range(20):
+        queue.add_after(key(str(number)), 10.0 + number / 20)
+    queue.add_after(key("soon"), 0.3)
+    times = {timer.when() for one, timer in queue._timers.items() if one != key("soon")}
+    assert len(times) <= 2
+    for when in times:
+        assert when == int(when)
+        assert now + 9.0 <= when <= now + 11.0
+    assert 0.25 <= queue._timers[key("soon")].when() - now <= 0.5
+    await queue.stop()
