@@ -47,17 +47,17 @@ def settle(draft: Draft) -> Plan:
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
-    before_it = draft.world.status
-    if not is_news(before_it, status):
-        status = before_it
+    old = draft.world.status
+    routine = not is_news(old, status.model_copy(update={"ledger": old.ledger}))
+    if routine and status.ledger == old.ledger:
+        status = old
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
-        routine=not after
-        and not is_news(draft.world.status, status.model_copy(update={"ledger": before_it.ledger})),
+        routine=routine and not after,
     )
 
 
