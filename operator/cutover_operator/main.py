@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -39,6 +40,7 @@ SPREAD_SECONDS = 30.0
 """A resync is spread out, so that it is no burst on the API server."""
 GAUGE_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+GARBAGE_OBJECTS = 50_000
 
 
 def main() -> int:
@@ -49,7 +51,16 @@ def main() -> int:
         print(f"cutover-operator: {error}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level)
+    _collect_seldom()
     return asyncio.run(run(settings, access.access(info)))
+
+
+def _collect_seldom() -> None:
+    """What the imports made stays for good, and an answer of Prometheus is thousands of small lists: with the default
+    thresholds the collector would walk over everything several times for each."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS, 20, 50)
 
 
 async def run(settings: Settings, target: access.Access) -> int:

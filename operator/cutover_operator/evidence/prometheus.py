@@ -314,5 +314,5 @@ def _parse(body: bytes, served_at: float) -> Answer:
     found = []
     for row in data["result"]:
         labels = {str(k): str(v) for k, v in row["metric"].items()}
-        found.append(Series(labels, tuple((float(at), float(value)) for at, value in row.get("values", []))))
+        found.append(Series(labels, [(float(at), float(value)) for at, value in row.get("values", [])]))
     return Answer(tuple(found), served_at)

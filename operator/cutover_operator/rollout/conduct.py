@@ -29,8 +29,17 @@ EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
 
 def _judged(d: Draft) -> tuple[Verdict, ...]:
     assert d.ledger is not None
+    incident = d.condition_is("SharedIncident", "True") and _incident_lasts(d)[0]
     evidence = d.world.evidence
-    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), evidence.labels, evidence.custom)
+    bench = Bench(
+        d.spec,
+        d.status.step,
+        d.ledger,
+        d.now.timestamp(),
+        evidence.labels,
+        incident,
+        evidence.custom,
+    )
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
 
 
@@ -171,7 +180,8 @@ def must_stop(d: Draft) -> bool:
         tail = " after the promotion" if d.promoted else f" at {step_title(d.step)}"
         return _stop(d, first.reason, first.message + tail)
     if failed:
-        return _incident(d, failed[0])
+        suspected = next((v for v in failed if v.suspected), failed[0])
+        return _incident(d, suspected)
     return _incident_over(d)
 
 
@@ -183,9 +193,10 @@ def _incident(d: Draft, verdict: Verdict) -> bool:
     if d.condition("SharedIncident", "True", verdict.reason, message):
         d.notice("SharedIncident", message, "Warning", stamp(d.now))
         d.ledger = d.ledger.after_incident(now)
-    else:
+        d.ledger_due = True
+    elif verdict.suspected or d.world.evidence.control_down:
         d.ledger = d.ledger.rolled_incident(now)
-    d.ledger_due = True
+        d.ledger_due = True
     _frozen(d, message)
     return True
 

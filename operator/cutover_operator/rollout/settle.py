@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-from cutover_operator.evidence.ledger import EPOCH_SECONDS, Ledger
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
@@ -24,6 +24,7 @@ from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, s
 from cutover_operator.rollout.gates import steps_hash
 from cutover_operator.rollout.news import is_news
 from cutover_operator.rollout.report import write_report
+from cutover_operator.rollout.risk import epoch_due
 from cutover_operator.rollout.serving import health
 
 CHECKPOINT_SECONDS = 300.0
@@ -49,32 +50,29 @@ def settle(draft: Draft) -> Plan:
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
-    before_it = draft.world.status
-    if not is_news(before_it, status):
-        status = before_it
+    old = draft.world.status
+    routine = not is_news(old, status.model_copy(update={"ledger": old.ledger}))
+    if routine and status.ledger == old.ledger:
+        status = old
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
-        routine=not after
-        and not is_news(draft.world.status, status.model_copy(update={"ledger": before_it.ledger})),
+        routine=routine and not after,
     )
 
 
 def _checkpoint(draft: Draft, before: list[Action]) -> None:
-    """Keep the ledger before anything that stands on it; otherwise every five minutes, with a drift epoch every 12 h."""
+    """Keep the ledger before anything that stands on it; otherwise every five minutes, with a drift epoch when it is due."""
     ledger, stored = draft.ledger, draft.world.evidence.stored
     if ledger is None or draft.world.deleted_at is not None:
         return
     now = draft.now.timestamp()
     active = draft.running or draft.promoted
-    if (
-        active
-        and draft.status.step_confirmed_at
-        and now - max((m.at for m in ledger.marks), default=now) >= EPOCH_SECONDS
-    ):
+    times = [mark.at for mark in ledger.marks] or [now]
+    if active and draft.status.step_confirmed_at and epoch_due(min(times), max(times), now):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
     age = now - ledger.written_at

@@ -26,7 +26,7 @@ from cutover_operator.rollout.gates import (
 )
 from cutover_operator.rollout.risk import spent
 from cutover_operator.rollout.verdict import certified_accuracy, certified_share
-from cutover_operator.simulation.books import Books, Col, Floats, Ints
+from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
 
 _SHARES: dict[str, tuple[tuple[Col, Col], tuple[Col, Col] | None]] = {
     "errorRate": ((Col.ERRORS, Col.ANSWERED), (Col.MIRRORED_ERRORS, Col.MIRRORED)),
@@ -97,14 +97,17 @@ def _floor(spec: ModelRolloutSpec, step: int, gate: NamedGate) -> float:
 
 
 def judge_all(
-    rules: Rules, books: Books, who: Ints, step: Ints, cost_wealth: Floats
-) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
-    """(codes, shared) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
-    found = [_judge(rules, i, books, who, step, cost_wealth) for i in range(len(rules.gates))]
-    return np.stack([j.code for j in found]), np.stack([j.shared for j in found])
+    rules: Rules, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+) -> tuple[NDArray[np.int8], Mask, Mask]:
+    """(codes, shared, suspected) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
+    found = [_judge(rules, i, books, who, step, cost_wealth, incident) for i in range(len(rules.gates))]
+    codes = np.stack([j.code for j in found])
+    return codes, np.stack([j.shared for j in found]), np.stack([j.suspected for j in found])
 
 
-def _judge(rules: Rules, index: int, books: Books, who: Ints, step: Ints, cost_wealth: Floats) -> Judged:
+def _judge(
+    rules: Rules, index: int, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+) -> Judged:
     gate = rules.gates[index]
     fail_alpha = gate.rollback_alpha if gate.rolls_back else 0.0
     floor = rules.floors[step, index]
@@ -137,11 +140,11 @@ def _judge(rules: Rules, index: int, books: Books, who: Ints, step: Ints, cost_w
             margin=gate.gate.margin if gate.gate.margin is not None else DEFAULT_RATIO_MARGIN,
             fail_alpha=fail_alpha,
         )
-    return _judge_share(rules, gate, books, who, floor, fail_alpha)
+    return _judge_share(rules, gate, books, who, floor, fail_alpha, incident)
 
 
 def _judge_share(
-    rules: Rules, gate: NamedGate, books: Books, who: Ints, floor: Floats, fail_alpha: float
+    rules: Rules, gate: NamedGate, books: Books, who: Ints, floor: Floats, fail_alpha: float, incident: Mask
 ) -> Judged:
     (mine, copies), theirs = _SHARES[gate.metric], _CONTROL[gate.metric]
     incidents = books.incidents[who]
@@ -162,6 +165,7 @@ def _judge_share(
         margin=gate.gate.margin,
         default_margin=DEFAULT_RATIO_MARGIN,
         mirrored=books.counts(who, *copies) if copies is not None and rules.mirrors else None,
+        incident=incident,
     )
 
 

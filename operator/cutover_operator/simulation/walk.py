@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.evidence.folding import COHORT_REQUESTS, COHORT_SECONDS, COST_CAP
-from cutover_operator.evidence.ledger import EPOCH_SECONDS
 from cutover_operator.rollout.evalue import Bettor
 from cutover_operator.rollout.gate_tests import Code, odd_share
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
-from cutover_operator.rollout.risk import WATCH_SECONDS
+from cutover_operator.rollout.risk import WATCH_SECONDS, epoch_due
 from cutover_operator.simulation.arrivals import Arrivals, Source
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
 from cutover_operator.simulation.judging import Rules, judge_all
@@ -159,11 +158,11 @@ class Walk:
         if not len(who):
             return
         step, promoted = self.step[who], self.finish[who] == PROMOTED
-        codes, shared = judge_all(rules, books, who, step, self.bettor.log_wealth[who])
-        failing = (codes == Code.FAIL).any(axis=0)
         control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         down = self.source.control_down[who]
         lasts = self.incident[who] & incident_lasts(control.bad, control.all, rules.incident_limit, down)
+        codes, shared, suspected = judge_all(rules, books, who, step, self.bettor.log_wealth[who], lasts)
+        failing = (codes == Code.FAIL).any(axis=0)
         mine, theirs, copies = books.since_step(who, step, Col.ANSWERED, Col.CONTROL_ANSWERED, Col.MIRRORED)
         live_step = rules.shadow[step] == 0
         waited = seconds - self.entered[who]
@@ -180,22 +179,25 @@ class Walk:
             enough_time=waited >= rules.min_seconds[step],
             too_late=waited >= rules.deadline_seconds[step],
         )
-        self._freeze(self._mask(who, failing & (move == Move.FREEZE)), seconds)
+        frozen = failing & (move == Move.FREEZE)
+        again = frozen & (suspected.any(axis=0) | down)
+        self._freeze(self._mask(who, frozen), self._mask(who, again), seconds)
         self.incident[who] &= failing | lasts
         self._roll_back(who[move == Move.ROLL_BACK], codes, shared, who, seconds)
         self._advance(self._mask(who, move == Move.ADVANCE), seconds)
         weeks = promoted & (move == Move.HOLD) & (seconds - books.oldest_at[who] >= WATCH_SECONDS)
         self._watch_anew(self._mask(who, weeks), seconds)
         active = live & (self.finish != ROLLED_BACK)
-        books.mark(active & (seconds - books.newest_at >= EPOCH_SECONDS), seconds)
+        books.mark(active & epoch_due(books.oldest_at, books.newest_at, seconds), seconds)
 
     def _mask(self, who: Ints, which: Mask) -> Mask:
         mask = np.zeros(self.runs, dtype=bool)
         mask[who[which]] = True
         return mask
 
-    def _freeze(self, hit: Mask, seconds: float) -> None:
-        self.books.roll_incident(hit & self.incident, seconds)
+    def _freeze(self, hit: Mask, again: Mask, seconds: float) -> None:
+        """Begin an incident, or, while the control still looks bad, its look at both arms anew."""
+        self.books.roll_incident(again & self.incident, seconds)
         fresh = hit & ~self.incident
         if fresh.any():
             self.books.incident(fresh, seconds)
