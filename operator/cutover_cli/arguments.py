@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cutover.api.base import to_seconds
 from cutover_cli.orders import ACTIONS, MEANING
@@ -50,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         help="the written report: decisions, numbers, savings and lessons (Markdown)",
     )
     report.add_argument("name")
+    _add_backtest(commands)
     for action in ACTIONS:
         order = commands.add_parser(action, parents=[shared], help=MEANING[action])
         order.add_argument("name")
@@ -60,6 +63,48 @@ def parser() -> argparse.ArgumentParser:
             help="how long to wait for the operator; 0s does not wait",
         )
     return top
+
+
+def _add_backtest(commands: Any) -> None:
+    backtest = commands.add_parser(
+        "backtest", help="what would have been decided when, on samples Prometheus has kept or a file holds"
+    )
+    backtest.add_argument(
+        "-f", "--file", required=True, help="manifest with the ModelRollout; - reads standard input"
+    )
+    backtest.add_argument("--name", default="", help="which ModelRollout, when the manifest has several")
+    backtest.add_argument(
+        "--from", dest="start", type=_moment, help="begin: 2026-11-23T08:00:00Z, or 26h for so long ago"
+    )
+    backtest.add_argument("--to", dest="end", type=_moment, help="end; default: now, or the end of the file")
+    source = backtest.add_mutually_exclusive_group()
+    source.add_argument("--prometheus", metavar="URL", help="default: the manifest's analysis.prometheus.url")
+    source.add_argument("--samples", metavar="FILE", help="samples kept by --save before")
+    backtest.add_argument("--save", metavar="FILE", help="keep what was read")
+    backtest.add_argument(
+        "--rollout",
+        default="",
+        metavar="KEY",
+        help="value of the metrics' label rollout: the first 13 characters of the object's uid",
+    )
+    backtest.add_argument(
+        "--tick", type=_duration, default=0.0, help="time between two looks; default: analysis.interval"
+    )
+
+
+def _moment(text: str) -> datetime:
+    """An RFC 3339 moment, or how long ago it was."""
+    try:
+        return datetime.now(UTC) - timedelta(seconds=to_seconds(text))
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a moment like 2026-11-23T08:00:00Z nor a duration like 26h"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _kind(text: str) -> str:

@@ -2,7 +2,8 @@
 
 I/O only: it judges nothing about the numbers. Every failure becomes an `Unavailable` with the reason in words. The
 window is wider than what is needed and samples already counted are skipped by timestamp, so it does not matter that
-Prometheus 2.x includes the window's left end and 3.x does not. No `time` is sent: the server's own clock rules.
+Prometheus 2.x includes the window's left end and 3.x does not. For what is now no `time` is sent: the server's own clock
+rules.
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ class Prometheus:
         self._forget()
         return result
 
+    async def read_past(
+        self, url: str, selector: str, window_seconds: int, at: float
+    ) -> Answer | Unavailable:
+        """The samples of the `window_seconds` before a moment in the past (Unix seconds); nothing is kept."""
+        return await self._ask(url.rstrip("/"), f"{selector}[{window_seconds}s]", at)
+
     def _forget(self) -> None:
         if len(self._kept) <= KEPT_ANSWERS:
             return
@@ -71,11 +78,12 @@ class Prometheus:
             if not self._locks[key].locked():
                 del self._kept[key], self._locks[key]
 
-    async def _ask(self, url: str, query: str) -> Answer | Unavailable:
+    async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:
+        form = {"query": query} if at is None else {"query": query, "time": f"{at:.3f}"}
         timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
         try:
             async with self._session.post(
-                f"{url}/api/v1/query", data={"query": query}, timeout=timeout, allow_redirects=False
+                f"{url}/api/v1/query", data=form, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await response.content.read(ANSWER_LIMIT_BYTES + 1)
                 while len(body) <= ANSWER_LIMIT_BYTES and not response.content.at_eof():
@@ -99,7 +107,7 @@ class Prometheus:
         if status != 200:
             return Unavailable("HttpError", f"Prometheus at {url} answered {status}: {_error_text(body)}")
         try:
-            return _parse(body, served_at)
+            return samples_of(json.loads(body), served_at)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Unavailable(
                 "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
@@ -122,8 +130,8 @@ def _error_text(body: bytes) -> str:
         return body[:128].decode("utf-8", "replace")
 
 
-def _parse(body: bytes, served_at: float) -> Answer:
-    document: Any = json.loads(body)
+def samples_of(document: Any, served_at: float) -> Answer:
+    """The raw samples in an answer of Prometheus. Raises ValueError, KeyError, TypeError or AttributeError."""
     if document["status"] != "success":
         raise ValueError(f"status {document['status']!r}: {document.get('error', '')}")
     data = document["data"]

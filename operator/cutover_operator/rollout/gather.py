@@ -32,8 +32,8 @@ from cutover_operator.port import (
     PODS,
     SERVICES,
     TRAINING_RUNS,
-    Kube,
     Object,
+    Reader,
 )
 from cutover_operator.rollout.candidate import short_name
 from cutover_operator.rollout.gates import cost_limit, edges, named_gates
@@ -50,7 +50,7 @@ class Gateways(Protocol):
 class Watchtower:
     """Everything a pass reads, over kept connections."""
 
-    def __init__(self, kube: Kube, samples: Samples, gateways: Gateways, site: Site) -> None:
+    def __init__(self, kube: Reader, samples: Samples, gateways: Gateways, site: Site) -> None:
         self._kube = kube
         self._samples = samples
         self._gateways = gateways
