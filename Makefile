@@ -69,6 +69,14 @@ lock: ## Lock the dependencies anew, and what each image installs
 chart: crds ## Package the chart into build/
 	$$($(RUN)/python -m cluster.tools helm) package charts/cutover --destination build
 
+.PHONY: bench-scale
+bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus, beside Argo Rollouts' figures
+	$(RUN)/python -m bench.scale
+
+.PHONY: soak-outage
+soak-outage: setup ## Prometheus away at every step of a rollout on the node; nothing lost, nothing twice
+	$(RUN)/python -m soak.outage
+
 .PHONY: clean
 clean: ## Remove what the targets made in this folder
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

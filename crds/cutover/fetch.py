@@ -72,8 +72,8 @@ class FetchPolicy:
 
     allowed_origins: tuple[str, ...] = ()
     """`scheme://host[:port]` of services that may be private and that get `headers`."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names, or `*.example.org` for every name below; empty means any public host."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Host names, or `*.example.org` for every name below; None means any public host, empty none at all."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent to `allowed_origins` only, and dropped once a redirect changes the origin."""
     max_bytes: int = 10_000_000
@@ -315,7 +315,9 @@ def _check_host(url: str, host: str, policy: FetchPolicy) -> None:
         raise FetchRefused(url, "localhost is not a public host")
     if "%" in name:
         raise FetchRefused(url, "a zone or an escape in the host")
-    if policy.allowed_hosts and not any(_matches(name, pattern) for pattern in policy.allowed_hosts):
+    if policy.allowed_hosts is not None and not any(
+        _matches(name, pattern) for pattern in policy.allowed_hosts
+    ):
         raise FetchRefused(url, f"host {name} is not one of the allowed hosts")
     try:
         literal = str(ipaddress.ip_address(name))

@@ -69,6 +69,8 @@ def read_answer(text: str) -> dict[str, Any] | Unreadable:
         return Unreadable(f"not JSON: {error.msg} at character {error.pos}")
     except RecursionError:
         return Unreadable("not JSON: nested too deeply")
+    except ValueError:
+        return Unreadable("not JSON: a number with too many digits")
     if not isinstance(value, dict):
         return Unreadable(f"a JSON {type(value).__name__}, not an object")
     return value

@@ -11,7 +11,7 @@ from typing import TextIO
 from cutover.contract import rollout_key
 from cutover_cli.layout import columns
 from cutover_cli.manifest import Manifest, ManifestError, read_manifest
-from cutover_cli.recording import Recording, RecordingError, load, queries, record, save
+from cutover_cli.recording import Recording, RecordingError, load, only_one, record, save
 from cutover_cli.replay import Look, Replay, Told
 from cutover_cli.rollout_view import VERDICT_MARK
 from cutover_operator.rollout.wording import clock
@@ -29,15 +29,12 @@ def run_backtest(options: argparse.Namespace, out: TextIO, now: datetime) -> int
     """Raises ManifestError or RecordingError."""
     manifest = read_manifest(options.file, options.name)
     wanted = options.rollout or (rollout_key(manifest.uid) if manifest.uid else "")
-    asked = queries(manifest.spec, wanted)
-    recording = _recording(options, manifest, asked, now)
+    recording, rollout = _recording(options, manifest, wanted, now)
     if options.save:
         save(recording, options.save)
         print(f"{recording.samples:,} samples kept in {options.save}", file=out)
-    rollout = _one_rollout(recording, wanted)
     version = _one_version(recording, rollout, manifest)
-    # Samples of a file may have been asked for without the name of the rollout: they are told apart by label anyway.
-    replay = Replay(manifest.name, manifest.spec, recording, asked, rollout, version, options.tick or None)
+    replay = Replay(manifest.name, manifest.spec, recording, rollout, version, options.tick or None)
     told = asyncio.run(replay.run())
     if told.status.phase == "Pending":
         raise ManifestError(f"{options.file}: {told.status.reason}: {told.status.message}")
@@ -46,15 +43,21 @@ def run_backtest(options: argparse.Namespace, out: TextIO, now: datetime) -> int
 
 
 def _recording(
-    options: argparse.Namespace, manifest: Manifest, asked: dict[str, str], now: datetime
-) -> Recording:
+    options: argparse.Namespace, manifest: Manifest, wanted: str, now: datetime
+) -> tuple[Recording, str]:
+    """(the samples, the rollout to follow in them)."""
     if options.samples:
         found = load(options.samples)
         start = options.start.timestamp() if options.start else found.start
         end = options.end.timestamp() if options.end else found.end
         if not start < end:
             raise RecordingError("--from must lie before --to")
-        return replace(found, start=start, end=end)
+        known = found.rollouts()
+        if wanted and wanted not in known:
+            raise RecordingError(
+                f"no samples of rollout {wanted}; there are some of {', '.join(known) or 'none'}"
+            )
+        return replace(found, start=start, end=end), wanted or only_one(known)
     url = options.prometheus or manifest.spec.analysis.prometheus.url
     if not url:
         raise RecordingError(
@@ -65,16 +68,7 @@ def _recording(
     start, end = options.start, options.end or now
     if not start < end:
         raise RecordingError("--from must lie before --to")
-    return asyncio.run(record(url, asked, start.timestamp(), end.timestamp()))
-
-
-def _one_rollout(recording: Recording, wanted: str) -> str:
-    known = recording.rollouts()
-    if wanted and wanted not in known:
-        raise RecordingError(f"no samples of rollout {wanted}; there are some of {', '.join(known)}")
-    if not wanted and len(known) > 1:
-        raise RecordingError(f"several rollouts were under way; name one with --rollout: {', '.join(known)}")
-    return wanted or known[0]
+    return asyncio.run(record(url, manifest.spec, wanted, start.timestamp(), end.timestamp()))
 
 
 def _one_version(recording: Recording, rollout: str, manifest: Manifest) -> str:

@@ -1,7 +1,7 @@
 """Recorded samples of a rollout's counters: read from Prometheus piece by piece, kept in a file, cut into windows.
 
 A file holds answers of Prometheus as they came: `{"schemaVersion": 1, "from": .., "to": .., "answers": {KEY: [..]}}`,
-where KEY is the name of a metric, or what the operator calls a gate's own counter.
+where KEY is the name of a metric, or the selector of a gate's own counter.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 import bisect
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from cutover.contract import (
     LATENCY_EDGES_SECONDS,
     REQUESTS,
     ROLLOUT_NONE,
-    ROUTE_GENERATION,
     SHADOW_PAIRS,
 )
 from cutover_cli.errors import Refused
 from cutover_operator.evidence.folding import Wanted
 from cutover_operator.evidence.prometheus import Prometheus, samples_of
-from cutover_operator.evidence.reading import Wish, selectors
-from cutover_operator.evidence.samples import Answer, Series, Unavailable, merged
+from cutover_operator.evidence.reading import Wish, asked
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, merged
 from cutover_operator.rollout.gates import named_gates
 from cutover_operator.rollout.wording import without_credentials
 
@@ -105,54 +103,65 @@ class Recording:
         return sorted(seen, key=lambda version: seen[version])
 
 
-def queries(spec: ModelRolloutSpec, rollout: str = "") -> dict[str, str]:
-    """Key -> selector of everything a rollout with these gates could be judged by, with all edges of the histogram.
-
-    With `rollout`, the value of the label of that name, nothing of others is read.
-    """
+def everything(spec: ModelRolloutSpec, rollout: str) -> Asked:
+    """All that a rollout with any gates of these kinds could be judged by, with every edge of the histograms."""
     custom = tuple(
         (g.name, g.gate.bad, g.gate.total)
         for g in named_gates(spec)
         if g.metric == "custom" and g.gate.bad and g.gate.total
     )
     wanted = Wanted(rollout, "", LATENCY_EDGES_SECONDS, None, custom)
-    found = selectors(Wish("", spec.gateway_ref, wanted, shadow=True, satisfaction=True))
-    if not rollout:
-        return found
-    anyone, one = f'rollout!="{ROLLOUT_NONE}"', f'rollout="{rollout}"'
-    return {key: text.replace(anyone, one) for key, text in found.items()}
+    return asked(Wish("", spec.gateway_ref, wanted, shadow=True, satisfaction=True))
 
 
-def key_of(selector: str, asked: Mapping[str, str]) -> str:
-    """Under which key a selector's samples were recorded: a gate's own counter by its text, others by their metric."""
-    for key, text in asked.items():
-        if text == selector:
-            return key
-    return re.split(r"[{\[]", selector)[0].removesuffix("_bucket")
+async def record(
+    url: str, spec: ModelRolloutSpec, rollout: str, start: float, end: float
+) -> tuple[Recording, str]:
+    """(the samples of a range, the rollout they are of). Without `rollout`, the only one that was under way.
+
+    Raises RecordingError with Prometheus's own words.
+    """
+    async with aiohttp.ClientSession() as session:
+        prometheus = Prometheus(session, TIMEOUT_SECONDS)
+        if not rollout:
+            selector = f'{REQUESTS}{{gateway="{spec.gateway_ref}",rollout!="{ROLLOUT_NONE}"}}'
+            who = Asked("", spec.gateway_ref, frozenset(), custom=(selector,))
+            found = Recording(start, end, await _read(prometheus, url, who, start, end))
+            known = sorted({track.labels.get("rollout", "") for track in found.tracks.get(selector, ())})
+            rollout = only_one(known)
+        tracks = await _read(prometheus, url, everything(spec, rollout), start, end)
+        return Recording(start, end, tracks), rollout
 
 
-async def record(url: str, asked: Mapping[str, str], start: float, end: float) -> Recording:
-    """Read a range piece by piece. Raises RecordingError with Prometheus's own words."""
+def only_one(known: Sequence[str]) -> str:
+    """The only rollout. Raises RecordingError when there is none or a choice."""
+    if not known:
+        raise RecordingError(f"there are no samples of {REQUESTS} of any rollout in this range")
+    if len(known) > 1:
+        raise RecordingError(f"several rollouts were under way; name one with --rollout: {', '.join(known)}")
+    return known[0]
+
+
+async def _read(
+    prometheus: Prometheus, url: str, what: Asked, start: float, end: float
+) -> dict[str, tuple[Track, ...]]:
     begin = start - LEAD_SECONDS
     pieces = max(1, math.ceil((end - begin) / PIECE_SECONDS))
     places = asyncio.Semaphore(AT_ONCE)
-    async with aiohttp.ClientSession() as session:
-        prometheus = Prometheus(session, TIMEOUT_SECONDS)
 
-        async def piece(selector: str, number: int) -> Answer:
-            until = min(begin + (number + 1) * PIECE_SECONDS, end)
-            window = max(1, math.ceil(until - (begin + number * PIECE_SECONDS)))
-            async with places:
-                found = await prometheus.read_past(url, selector, window, until)
-            if isinstance(found, Unavailable):
-                raise RecordingError(without_credentials(found.message))
-            return found
+    async def piece(number: int) -> Mapping[str, Answer | Unavailable]:
+        until = min(begin + (number + 1) * PIECE_SECONDS, end)
+        window = max(1, math.ceil(until - (begin + number * PIECE_SECONDS)))
+        async with places:
+            return await prometheus.read_past(url, what, window, until)
 
-        tracks = {}
-        for key, selector in asked.items():
-            answers = await asyncio.gather(*(piece(selector, number) for number in range(pieces)))
-            tracks[key] = _tracks([one for answer in answers for one in answer.series])
-    return _checked(Recording(start, end, tracks))
+    found: dict[str, list[Series]] = {}
+    for answers in await asyncio.gather(*(piece(number) for number in range(pieces))):
+        for key, answer in answers.items():
+            if isinstance(answer, Unavailable):
+                raise RecordingError(without_credentials(answer.message))
+            found.setdefault(key, []).extend(answer.series)
+    return {key: _tracks(series) for key, series in found.items()}
 
 
 def save(recording: Recording, path: str) -> None:
@@ -191,7 +200,7 @@ def load(path: str) -> Recording:
         raise RecordingError(
             f"{path} holds no recorded samples: {type(error).__name__}: {error}"[:300]
         ) from None
-    return _checked(Recording(start, end, tracks))
+    return Recording(start, end, tracks)
 
 
 def _tracks(series: list[Series]) -> tuple[Track, ...]:
@@ -212,13 +221,3 @@ def _text(value: float) -> str:
     if math.isfinite(value):
         return f"{value:.17g}"
     return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
-
-
-def _checked(recording: Recording) -> Recording:
-    if not recording.tracks.get(ROUTE_GENERATION):
-        raise RecordingError(
-            f"there are no samples of {ROUTE_GENERATION} in this range: was the gateway scraped, is the range right?"
-        )
-    if not recording.rollouts():
-        raise RecordingError(f"there are no samples of {REQUESTS} of any rollout in this range")
-    return recording

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,11 +24,11 @@ from cutover.contract import (
     route_config_map,
 )
 from cutover.route import RouteReport
-from cutover_cli.recording import Recording, key_of
+from cutover_cli.recording import Recording, everything
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name, to_config_map
-from cutover_operator.evidence.samples import Answer
+from cutover_operator.evidence.samples import Answer, Asked
 from cutover_operator.plan import Plan, Swap
 from cutover_operator.port import CONFIG_MAPS, MODEL_ROLLOUTS, Object, Resource
 from cutover_operator.rollout.decide import decide
@@ -88,19 +89,17 @@ class Replay:
         name: str,
         spec: ModelRolloutSpec,
         recording: Recording,
-        asked: dict[str, str],
         rollout: str,
         version: str,
         tick_seconds: float | None = None,
     ) -> None:
         self.spec = replayable(spec, version)
         self._recording = recording
-        self._asked = asked
         self._tick_seconds = tick_seconds or to_seconds(spec.analysis.interval)
         self._now = self._begin_at = recording.first_seen(rollout)
         self._owner = Owner(name, NAMESPACE, rollout)
         self._shelf = Shelf()
-        self._watchtower = Watchtower(self._shelf, self, self, SITE)
+        self._watchtower = Watchtower(self._shelf, self, self, SITE, lambda: self._now)
         self._parent: Object = {
             "apiVersion": API_VERSION,
             "kind": ModelRollout.kind_name,
@@ -119,8 +118,13 @@ class Replay:
         self._begin(version)
 
     # ------------------------------------------------------------ what the watchtower asks
-    async def read(self, url: str, selector: str, window_seconds: int) -> Answer:
-        return self._recording.answer(key_of(selector, self._asked), self._now - window_seconds, self._now)
+    async def read(
+        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+    ) -> Mapping[str, Answer]:
+        return self._recorded(asked, self._now - window_seconds, self._now)
+
+    def _recorded(self, asked: Asked, start: float, end: float) -> dict[str, Answer]:
+        return {key: self._recording.answer(key, start, end) for key in (*asked.metrics, *asked.custom)}
 
     async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]:
         route = read_route(self._shelf.objects.get((CONFIG_MAPS, route_config_map(self.spec.gateway_ref))))
@@ -172,7 +176,9 @@ class Replay:
     # ------------------------------------------------------------ objects
     def _begin(self, version: str) -> None:
         """What was counted before the range began is known, and is no evidence."""
-        keys = {key: self._recording.answer(key, float("-inf"), self._recording.start) for key in self._asked}
+        before = self._recorded(
+            everything(self.spec, rollout_key(self._owner.uid)), -math.inf, self._recording.start
+        )
         known = Ledger(uid=self._owner.uid, version=version, started_at=self._recording.start)
         custom = tuple(
             (g.name, g.gate.bad, g.gate.total)
@@ -180,7 +186,7 @@ class Replay:
             if g.metric == "custom" and g.gate.bad and g.gate.total
         )
         wanted = Wanted(rollout_key(self._owner.uid), version, edges(self.spec), None, custom)
-        earlier = fold(known, keys, wanted)
+        earlier = fold(known, before, wanted)
         fresh = earlier.afresh(self._recording.start, version).stamped(self._recording.start)
         self._shelf.put(CONFIG_MAPS, _versioned(to_config_map(replace(fresh, epoch=1), self._owner, None)))
 

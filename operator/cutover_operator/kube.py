@@ -53,7 +53,7 @@ class KubeClient:
     # -------------------------------------------------------------- verbs
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         try:
-            return await self._json("GET", _path(resource, namespace, name))
+            return _read(await self._json("GET", _path(resource, namespace, name)))
         except KubeError as error:
             if error.status == 404:
                 return None
@@ -78,7 +78,8 @@ class KubeClient:
             page = await self._json("GET", f"{_path(resource, namespace)}?{urlencode(query)}")
             # The items of a list come without apiVersion and kind.
             found += (
-                {"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page["items"]
+                _read({"apiVersion": resource.api_version, "kind": resource.kind, **item})
+                for item in page["items"]
             )
             token = page["metadata"].get("continue")
             if not token:
@@ -92,7 +93,7 @@ class KubeClient:
     async def replace(self, obj: Object) -> Object:
         if not obj["metadata"].get("resourceVersion"):
             raise ValueError("replace without a resourceVersion would overwrite whatever is there")
-        return await self._json("PUT", f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}", obj)
+        return _read(await self._json("PUT", f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}", obj))
 
     async def apply(self, obj: Object) -> Object:
         path = f"{_path_of(obj)}?fieldManager={FIELD_MANAGER}&force=true"
@@ -102,7 +103,7 @@ class KubeClient:
         if not obj["metadata"].get("resourceVersion"):
             raise ValueError("apply_status without a resourceVersion would overwrite whatever is there")
         path = f"{_path_of(obj)}/status?fieldManager={FIELD_MANAGER}&force=true"
-        return await self._json("PATCH", path, obj, content_type=APPLY_TYPE)
+        return _read(await self._json("PATCH", path, obj, content_type=APPLY_TYPE))
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> None:
         body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
@@ -184,6 +185,12 @@ class KubeClient:
                 headers={"User-Agent": FIELD_MANAGER},
             )
         return self._session
+
+
+def _read(obj: Object) -> Object:
+    """Without who wrote which field: as much text again, and nobody here looks at it."""
+    obj["metadata"].pop("managedFields", None)
+    return obj
 
 
 def _path(resource: Resource, namespace: str | None, name: str | None = None) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,8 @@ from cutover_operator.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+OWN_VERSIONS = 512
+"""As many own writes are known again when a watch reports them."""
 SAY_AFTER_FAILURES = 5
 """Failures in a row after which the object itself says that the operator cannot get on with it."""
 
@@ -46,6 +49,20 @@ class Reconciler(Protocol[W]):
     def decide(self, world: W, now: datetime) -> Plan: ...
 
 
+class Memory(Protocol[W]):
+    """Worlds that were seen a moment ago, for looks at which nothing happens; see `rollout.memory`."""
+
+    def changed(self, key: Key) -> None: ...
+
+    def changes(self, key: Key) -> int: ...
+
+    def gone(self, key: Key) -> None: ...
+
+    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int) -> None: ...
+
+    async def recall(self, key: Key, now: datetime) -> W | None: ...
+
+
 class Loop:
     """Runs passes for the kinds it was given. `kube` must be the gated one."""
 
@@ -56,16 +73,29 @@ class Loop:
         clock: Callable[[], datetime],
         telemetry: Telemetry | None = None,
         failures: Callable[[Key], int] = lambda key: 0,
+        memories: Mapping[Resource, Memory[Any]] | None = None,
     ) -> None:
         self._kube = kube
         self._reconcilers = {reconciler.resource: reconciler for reconciler in reconcilers}
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
+        self._memories = memories or {}
+        self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
 
     @property
     def resources(self) -> list[Resource]:
         return list(self._reconcilers)
+
+    def changed(self, key: Key, version: str) -> bool:
+        """Something of this object is at another resourceVersion: whether that asks for a pass. The next one looks at
+        everything, unless the version is one that a routine pass wrote itself."""
+        if version in self._own_versions:
+            return False
+        memory = self._memories.get(key.resource)
+        if memory is not None:
+            memory.changed(key)
+        return True
 
     async def run_pass(self, key: Key) -> float | None:
         """Seconds until the next pass is wanted. Raises Conflict for a lost race, and what went wrong otherwise."""
@@ -89,36 +119,57 @@ class Loop:
 
     async def _pass(self, key: Key) -> tuple[float | None, str]:
         reconciler = self._reconcilers[key.resource]
+        memory = self._memories.get(key.resource)
         now = self._clock()
+        changes = 0
+        if memory is not None:
+            changes = memory.changes(key)
+            world = await memory.recall(key, now)
+            if world is not None:
+                plan = reconciler.decide(world, now)
+                if plan.leaves_alone(world.parent):
+                    return plan.again_in_seconds, "unchanged"
         world = await reconciler.gather(key, now)
         if world is None:
+            if memory is not None:
+                memory.gone(key)
             return None, "gone"
         plan = reconciler.decide(world, now)
-        parent = world.parent
+        written = await self._execute(key, plan, world.parent, now)
+        if plan.routine:
+            self._own_versions.extend(obj["metadata"]["resourceVersion"] for obj in written)
+            if memory is not None:
+                memory.keep(key, world, written, changes)
+        return plan.again_in_seconds, "ok"
+
+    async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:
+        """Carry the plan out; the objects as they were written."""
+        written: list[Object] = []
         for action in plan.before:
-            parent = await self._carry_out(action, parent)
+            parent = await self._carry_out(action, parent, written)
         if plan.status is not None and plan.status != parent.get("status"):
             parent = await self._write_status(parent, plan.status)
+            written.append(parent)
         for action in plan.after:
-            parent = await self._carry_out(action, parent)
+            parent = await self._carry_out(action, parent, written)
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
-        return plan.again_in_seconds, "ok"
+        return written
 
     async def _write_status(self, parent: Object, status: dict[str, Any]) -> Object:
         written = await self._kube.apply_status({**_identity(parent, versioned=True), "status": status})
         self._telemetry.status_writes.labels(parent["kind"]).inc()
         return written
 
-    async def _carry_out(self, action: Action, parent: Object) -> Object:
+    async def _carry_out(self, action: Action, parent: Object, written: list[Object]) -> Object:
         """The parent as it is afterwards: a finalizer moves its resourceVersion."""
         match action:
             case Apply(obj):
-                await self._kube.apply(obj)
+                written.append(await self._kube.apply(obj))
             case Swap(obj):
                 versioned = obj["metadata"].get("resourceVersion")
-                await (self._kube.replace(obj) if versioned else self._kube.create(obj))
+                written.append(await (self._kube.replace(obj) if versioned else self._kube.create(obj)))
             case Delete(resource, namespace, name, uid):
                 await self._kube.delete(resource, namespace, name, uid)
             case SetFinalizer(present):

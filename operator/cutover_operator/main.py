@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -39,6 +40,7 @@ SPREAD_SECONDS = 30.0
 """A resync is spread out, so that it is no burst on the API server."""
 GAUGE_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+GARBAGE_OBJECTS = 50_000
 
 
 def main() -> int:
@@ -49,7 +51,16 @@ def main() -> int:
         print(f"cutover-operator: {error}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level)
+    _collect_seldom()
     return asyncio.run(run(settings, access.access(info)))
+
+
+def _collect_seldom() -> None:
+    """What the imports made stays for good, and an answer of Prometheus is thousands of small lists: with the default
+    thresholds the collector would walk over everything several times for each."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS, 20, 50)
 
 
 async def run(settings: Settings, target: access.Access) -> int:
@@ -82,20 +93,23 @@ async def _lead(
     keeping = asyncio.create_task(lease.keep(), name="lease")
     keeping.add_done_callback(lambda task: None if task.cancelled() else _lost())
     queue: WorkQueue
+    rollouts = RolloutReconciler(gated, settings, session)
     loop = Loop(
         gated,
-        [TrainingReconciler(gated, settings), RolloutReconciler(gated, settings, session)],
+        [TrainingReconciler(gated, settings), rollouts],
         clock=lambda: datetime.now(UTC),
         telemetry=telemetry,
         failures=lambda key: queue.failures(key),
+        memories={rollouts.resource: rollouts.memory},
     )
     queue = WorkQueue(loop.run_pass, settings.workers)
     telemetry.queue_depth.set_function(lambda: float(queue.depth))
     telemetry.leader.set_function(lambda: float(lease.held))
 
-    def seen(key: Key) -> None:
+    def seen(key: Key, version: str) -> None:
         telemetry.watch_events.labels(key.resource.kind).inc()
-        queue.add(key)
+        if loop.changed(key, version):
+            queue.add(key)
 
     if not await _first(_kinds_served(kube, loop, settings), stop.wait()):
         keeping.cancel()

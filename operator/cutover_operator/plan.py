@@ -75,3 +75,10 @@ class Plan:
     after: tuple[Action, ...] = ()
     notices: tuple[Notice, ...] = ()
     again_in_seconds: float | None = None
+    routine: bool = False
+    """Figures and a checkpoint only: nothing follows from what is written, so seeing it again asks for no pass."""
+
+    def leaves_alone(self, parent: Object) -> bool:
+        """Nothing would be written for this parent as it was read."""
+        same = self.status is None or self.status == parent.get("status")
+        return same and not (self.before or self.after or self.notices)

@@ -22,7 +22,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self.passes = Counter(
             "cutover_operator_passes_total",
-            "Passes over an object by how they ended: ok, gone, conflict, error.",
+            "Passes over an object by how they ended: ok, unchanged, gone, conflict, error.",
             ["kind", "outcome"],
             registry=self.registry,
         )

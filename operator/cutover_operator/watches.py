@@ -33,7 +33,8 @@ PARENTS = {resource.kind: resource for resource in (TRAINING_RUNS, MODEL_ROLLOUT
 CHILDREN = (JOBS, PODS, DEPLOYMENTS, CONFIG_MAPS)
 STOP_SECONDS = 10.0
 
-Seen = Callable[[Key], None]
+Seen = Callable[[Key, str], None]
+"""Whose pass a change asks for, and the resourceVersion that was seen."""
 
 
 def owner_key(resource: Resource, meta: Mapping[str, Any]) -> Key | None:
@@ -63,7 +64,7 @@ def _watch(own: Any, resource: Resource, seen: Seen) -> None:
     async def changed(meta: Mapping[str, Any], **_: Any) -> None:
         key = owner_key(resource, meta)
         if key is not None:
-            seen(key)
+            seen(key, str(meta.get("resourceVersion", "")))
 
     labels = None if resource.kind in PARENTS else {LABEL_MANAGED_BY: MANAGED_BY}
     kopf.on.event(
@@ -109,8 +110,8 @@ class Watches:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
 
-        def seen(key: Key) -> None:
-            loop.call_soon_threadsafe(self._add, key)
+        def seen(key: Key, version: str) -> None:
+            loop.call_soon_threadsafe(self._add, key, version)
 
         def run() -> None:
             try:

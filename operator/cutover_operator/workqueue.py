@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -22,6 +24,13 @@ LONGEST_BACK_OFF_SECONDS = 300.0
 CONFLICT_SECONDS = 0.02
 """A lost race is read again at once; only one that keeps being lost slows down."""
 LONGEST_CONFLICT_SECONDS = 5.0
+
+ROUNDED_FROM_SECONDS = 2.0
+"""A wish for later than this is rounded down to a whole second of the loop's clock: passes come in company, and one
+question to Prometheus answers for all of them."""
+PHASED_FROM_SECONDS = 5.0
+"""A wish for later than this comes at a second of its interval that is the key's own, so that crowds that began together
+are spread over it. Nothing waits longer for it, nor for less than half of what it asked for."""
 
 Handle = Callable[[Key], Awaitable[float | None]]
 """One pass; answers after how many seconds it wants another."""
@@ -69,12 +78,15 @@ class WorkQueue:
             self.add(key)
             return
         loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if seconds >= ROUNDED_FROM_SECONDS:
+            at = _in_company(key, loop.time(), seconds)
         timer = self._timers.get(key)
         if timer is not None:
-            if timer.when() <= loop.time() + seconds:
+            if timer.when() <= at:
                 return
             timer.cancel()
-        self._timers[key] = loop.call_later(seconds, self._due, key)
+        self._timers[key] = loop.call_at(at, self._due, key)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(self._workers)]
@@ -152,6 +164,16 @@ class WorkQueue:
         self._failures.pop(key, None)
         self._conflicts.pop(key, None)
         return again
+
+
+def _in_company(key: Key, now: float, seconds: float) -> float:
+    """The moment for a pass that is wanted `seconds` from `now`: a whole second, not later."""
+    latest = math.floor(now + seconds)
+    if seconds < PHASED_FROM_SECONDS:
+        return float(latest)
+    period = int(seconds)
+    own = zlib.crc32(str(key).encode()) % period
+    return float(max(latest - (latest - own) % period, math.ceil(now + seconds / 2)))
 
 
 def _grown(first_seconds: float, count: int, longest_seconds: float) -> float:

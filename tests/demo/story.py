@@ -19,6 +19,8 @@ APP_REQUESTS_PER_SECOND = 14.0
 BUILTIN = {
     "engine": "builtin",
     "startDeadline": "5m",
+    # The model's share of two cores beside everything else that runs on them.
+    "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}},
     "price": {"usdPerGpuHour": 2.0, "gpusPerReplica": 1},
 }
 

@@ -32,7 +32,7 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 from cutover.route import Route, RouteReport
-from cutover_operator.evidence.samples import Answer, Sample, Series, Unavailable
+from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key, Plan
 from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, MODEL_ROLLOUTS, Conflict, Kube, Object
@@ -171,7 +171,9 @@ class Town:
     def restart_operator(self, kube: Kube) -> None:
         """A new process: nothing in memory is left of the old one."""
         self.loop = Loop(
-            kube, [_Reconciler(Watchtower(kube, self, self, SITE), self.decisions)], lambda: self.clock
+            kube,
+            [_Reconciler(Watchtower(kube, self, self, SITE, lambda: self.now), self.decisions)],
+            lambda: self.clock,
         )
 
     async def run_pass(self, *names: str) -> None:
@@ -209,10 +211,16 @@ class Town:
             )
         return tuple(reports)
 
-    async def read(self, url: str, selector: str, window_seconds: int) -> Answer | Unavailable:
+    async def read(
+        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+    ) -> dict[str, Answer | Unavailable]:
+        wanted = {metric: metric for metric in asked.metrics}
+        wanted |= {selector: re.split(r"[{\[]", selector)[0] for selector in asked.custom}
+        return {key: self._recent(metric, window_seconds) for key, metric in wanted.items()}
+
+    def _recent(self, metric: str, window_seconds: int) -> Answer | Unavailable:
         if self.prometheus_down:
             return Unavailable("Unreachable", self.prometheus_down)
-        metric = re.split(r"[{\[]", selector)[0].removesuffix("_bucket")
         found = []
         for (name, labels), samples in self.history.items():
             if name != metric:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,11 +94,18 @@ Answer = Callable[[str, dict[str, str]], tuple[int, bytes]]
 
 
 @contextmanager
-def http_service(answer: Answer) -> Iterator[str]:
-    """A service on the loopback address; yields its origin."""
+def http_service(answer: Answer, redirects: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A service on the loopback address; yields its origin. `redirects`: where a path is sent on to."""
+    elsewhere = redirects or {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path in elsewhere:
+                self.send_response(302)
+                self.send_header("Location", elsewhere[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             status, body = answer(self.path, {name.lower(): value for name, value in self.headers.items()})
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from demo import story
+from demo import story, tally
 from demo.stack import GATEWAY, Stack
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -118,7 +118,7 @@ def test_a_slow_candidate_is_rolled_back_and_its_reason_is_shown(app: Stack) -> 
     assert seen(app)["failed"] == 0
 
 
-def test_without_prometheus_the_rollout_holds_and_says_so(app: Stack) -> None:
+def test_without_prometheus_the_rollout_holds_says_so_and_counts_every_request_once(app: Stack) -> None:
     def at_step(step: str) -> None:
         if "weight 10%" not in step:
             return
@@ -131,6 +131,21 @@ def test_without_prometheus_the_rollout_holds_and_says_so(app: Stack) -> None:
         assert after["phase"] == "Holding"
         app.kube.run("scale", "deployment/prometheus", "--replicas=1")
         app.kube.wait("MetricsAvailable=True", lambda: condition("MetricsAvailable") == "True", 120)
+        counted_once()
+
+    def counted_once() -> None:
+        """Nobody died, so the ledger must say what the gateways' own counters say, outage or not."""
+        tally.quiet(app)
+        gateways = tally.gateway_totals(app, "outage")
+        tally.scraped(app, gateways, "outage")
+        # Leaving a step is what makes a checkpoint due now.
+        order = {"spec": {"request": {"id": "counted", "action": "skip"}}}
+        app.kube.run("patch", "modelrollout", "outage", "--type=merge", "-p", json.dumps(order))
+        app.kube.wait("the step to be left", lambda: status()["handledRequest"] == "counted", 60)
+        assert tally.counted(tally.ledger(app, "outage")) == gateways
+        assert gateways["requests/candidate/ok"] > 0
+        assert gateways["requests/control/ok"] > 0
+        app.kube.call("driver", "/app", {"rps": 16})
 
     def status() -> dict[str, Any]:
         found: dict[str, Any] = (app.kube.get("modelrollout", "outage") or {})["status"]

@@ -190,7 +190,7 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path, backtest: Any, problem:
         assert "name one with --rollout" in backtest("--samples", path, code=1)
     if problem == "empty":
         Path(path).write_text(json.dumps({**document, "answers": {}}))
-        assert "was the gateway scraped" in backtest("--samples", path, code=1)
+        assert "no samples of cutover_requests_total" in backtest("--samples", path, code=1)
     if problem == "turned":
         assert "must lie before" in backtest("--samples", path, "--from", "2040-01-01T00:00:00Z", code=1)
     if problem == "no from":
@@ -231,17 +231,29 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def answer(self, query: str, at: float) -> dict[str, Any]:
-        found = re.fullmatch(r"(\w+?)(?:_bucket)?(\{.*\})?\[(\d+)s\]", query)
+        found = re.fullmatch(r"(\w*)\{(.*)\}\[(\d+)s\]", query)
         assert found is not None, query
         window = int(found[3])
-        self.asked.append((found[1], at, window))
-        only = re.search(r'rollout="([^"]+)"', found[2] or "")
+        self.asked.append((query, at, window))
+        matchers = re.findall(r'(\w+)(=~|!=|=)"((?:[^"\\]|\\.)*)"', found[2])
         result = []
-        for row in self.series.get(found[1], []):
+        for row in [row for rows in self.series.values() for row in rows]:
+            labels = dict(row["metric"])
+            if "le" in labels:
+                labels["__name__"] += "_bucket"
+            fits = labels["__name__"].startswith(found[1]) and all(
+                _fits(labels.get(name, ""), how, text.replace("\\\\", "\\")) for name, how, text in matchers
+            )
             values = [v for v in row["values"] if at - window < v[0] <= at]
-            if values and (only is None or row["metric"].get("rollout") == only[1]):
-                result.append({"metric": row["metric"], "values": values})
+            if values and fits:
+                result.append({"metric": labels, "values": values})
         return {"status": "success", "data": {"resultType": "matrix", "result": result}}
+
+
+def _fits(value: str, how: str, text: str) -> bool:
+    if how == "=~":
+        return re.fullmatch(text, value) is not None
+    return (value == text) == (how == "=")
 
 
 @pytest.fixture
@@ -253,16 +265,17 @@ def servers() -> Iterator[list[Server]]:
         server.http.server_close()
 
 
+@pytest.mark.parametrize("by_name", [True, False])
 def test_ranges_are_read_in_pieces_kept_and_replayed_alike(
-    tmp_path: Path, backtest: Any, servers: list[Server]
+    tmp_path: Path, backtest: Any, servers: list[Server], by_name: bool
 ) -> None:
     town = recorded()
     server = Server(rows(town))
     servers.append(server)
-    key = rollout_key(led(town)["metadata"]["uid"])
+    named = ("--rollout", rollout_key(led(town)["metadata"]["uid"])) if by_name else ()
     start, end = (datetime.fromtimestamp(at, UTC).isoformat() for at in (START - 9000, town.now))
     samples = str(tmp_path / "kept.json")
-    common = ("--from", start, "--to", end, "--rollout", key)
+    common = ("--from", start, "--to", end, *named)
     live = backtest("--prometheus", server.url, "--save", samples, *common)
     assert "It would have been promoted" in live
     pieces = sorted({at for _, at, _ in server.asked})

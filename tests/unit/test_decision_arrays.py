@@ -238,9 +238,5 @@ def test_no_combination_advances_without_every_wanted_pass() -> None:
 
 
 def test_an_incident_is_over_when_the_control_answers_within_its_limit() -> None:
-    assert incident_lasts([0, 0, 2, 0], [19, 20, 20, 20], 0.05, [False, False, False, True]).tolist() == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    lasts = incident_lasts([0, 0, 4, 0, 2], [19, 60, 60, 60, 40], 0.05, [False, False, False, True, False])
+    assert lasts.tolist() == [True, False, True, True, True]

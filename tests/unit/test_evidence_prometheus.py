@@ -13,12 +13,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from cutover.contract import DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
+from cutover.contract import BREAKER_OPEN, COST, DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
+from cutover_operator.evidence import prometheus
 from cutover_operator.evidence.folding import Wanted
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.evidence.prometheus import Prometheus, window_for
-from cutover_operator.evidence.reading import Read, Wish, digest, read_evidence, selectors
-from cutover_operator.evidence.samples import Answer, Series, Unavailable
+from cutover_operator.evidence.prometheus import Prometheus, Result, query_for, window_for
+from cutover_operator.evidence.reading import Read, Wish, asked, digest, read_evidence
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LEDGER = Ledger(uid="u", version="v1", started_at=0.0)
@@ -39,13 +40,26 @@ class FakePrometheus:
         return await self.answer(request)
 
     async def samples(self, request: web.Request) -> web.StreamResponse:
-        metric = re.split(r"[{\[]", self.queries[-1])[0]
+        wanted = matchers(self.queries[-1])
         rows = [
             {"metric": labels, "values": [[at, str(value)] for at, value in values]}
             for labels, values in self.series
-            if labels["__name__"] == metric
+            if all(pattern.fullmatch(labels.get(name, "")) for name, pattern in wanted.items())
         ]
         return web.json_response({"status": "success", "data": {"resultType": "matrix", "result": rows}})
+
+
+def matchers(query: str) -> dict[str, re.Pattern[str]]:
+    """What a selector asks of each label; a label that is absent is the empty text."""
+    selector = query[: query.rindex("[")]
+    found = re.findall(r'(\w+)=~"((?:[^"\\]|\\.)*)"', selector)
+    if not found:
+        found = [("__name__", re.escape(selector.split("{")[0]))]
+    return {name: re.compile(pattern.replace("\\\\", "\\")) for name, pattern in found}
+
+
+def want(rollout: str = "r", custom: tuple[str, ...] = (), edges: tuple[float, ...] = ()) -> Asked:
+    return Asked(rollout, "assessor", frozenset({REQUESTS, DURATION}), frozenset(edges), custom)
 
 
 @pytest.fixture
@@ -108,43 +122,104 @@ async def test_every_failure_is_a_value_with_words(
     server: FakePrometheus, session: aiohttp.ClientSession, handler: Handler, kind: str, words: str
 ) -> None:
     server.answer = handler
-    result = await Prometheus(session, timeout_seconds=0.5).read(server.url, "m", 120)
-    assert isinstance(result, Unavailable)
-    assert result.kind == kind
-    assert words in result.message
+    answers = await Prometheus(session, timeout_seconds=0.5).read(server.url, want(custom=("m",)), 120, 10)
+    assert set(answers) == {REQUESTS, DURATION, "m"}
+    for result in answers.values():
+        assert isinstance(result, Unavailable)
+        assert result.kind == kind
+        assert words in result.message
 
 
 async def test_a_server_that_is_gone_is_unreachable(session: aiohttp.ClientSession) -> None:
-    result = await Prometheus(session).read("http://127.0.0.1:1", "m", 120)
+    result = (await Prometheus(session).read("http://127.0.0.1:1", want(), 120, 10))[REQUESTS]
     assert isinstance(result, Unavailable)
     assert result.kind == "Unreachable"
 
 
-async def test_rollouts_share_one_query_per_metric(
+def counted(result: Result, rollout: str) -> list[tuple[float, float]]:
+    answer = result[REQUESTS]
+    assert isinstance(answer, Answer)
+    return [sample for one in answer.of(rollout) for sample in one.samples]
+
+
+async def test_one_query_answers_for_all_rollouts_and_all_metrics(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    server.series = [({"__name__": "m", "rollout": "a"}, [(1.0, 3)])]
+    for number in range(20):
+        server.series += series_of(1.0, value=number, rollout=f"r{number}")
     reader = Prometheus(session)
-    answers = await asyncio.gather(
-        *(reader.read(server.url + "/", "m", 120, max_age_seconds=30) for _ in range(20))
-    )
-    assert server.queries == ["m[120s]"]
-    assert all(a is answers[0] for a in answers)
-    assert isinstance(answers[0], Answer)
-    assert answers[0].of("a")[0].samples == ((1.0, 3.0),)
-    await reader.read(server.url, "m", 300, max_age_seconds=30)
-    assert server.queries == ["m[120s]", "m[300s]"], "a wider window needs its own answer"
-    await reader.read(server.url, "m", 120, max_age_seconds=0)
+
+    async def read(number: int) -> Result:
+        return await reader.read(server.url + "/", want(f"r{number}"), 120, 10)
+
+    answers = await asyncio.gather(*(read(number) for number in range(20)))
+    assert len(server.queries) == 1
+    for number, answer in enumerate(answers):
+        assert counted(answer, f"r{number}") == [(-14.0, 0.0), (1.0, float(number))]
+    await asyncio.gather(*(read(number) for number in range(20)))
+    assert len(server.queries) == 1, "a moment later the same answer serves"
+    await reader.read(server.url, want("r1"), 300, 10)
+    assert len(server.queries) == 2, "a wider window needs its own answer"
+    await reader.read(server.url, want("r2", edges=(2.0,)), 120, 10)
+    assert len(server.queries) == 3, "and so does another edge"
+
+
+async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = 100.0
+    server.series = series_of(1.0, rollout="a") + series_of(1.0, rollout="b") + series_of(1.0, rollout="c")
+    reader = Prometheus(session, clock=lambda: now)
+    for name, again in (("a", 10.0), ("b", 10.0), ("c", 15.0)):
+        await reader.read(server.url, want(name), 120, again)
+    first = len(server.queries)
+    now = 110.0
+    assert counted(await reader.read(server.url, want("a"), 120, 10.0), "a")
+    assert "a|b" in server.queries[-1], "b is due as well"
+    assert "c" not in server.queries[-1].split("rollout=")[1].split(",")[0]
+    now = 110.0 + prometheus.SHARED_SECONDS / 2
+    assert counted(await reader.read(server.url, want("b"), 120, 10.0), "b")
+    assert len(server.queries) == first + 1
+    now = 111.0
+    await reader.read(server.url, want("b"), 120, 10.0)
+    assert len(server.queries) == first + 2, "an answer is never used when it is older than that"
+
+
+async def test_more_rollouts_than_go_into_a_query_are_all_answered(
+    server: FakePrometheus, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "TOGETHER", 3)
+    for number in range(8):
+        server.series += series_of(1.0, value=number + 1, rollout=f"r{number}")
+    reader = Prometheus(session)
+    answers = await asyncio.gather(*(reader.read(server.url, want(f"r{n}"), 120, 10) for n in range(8)))
+    assert [counted(answer, f"r{n}")[-1][1] for n, answer in enumerate(answers)] == list(range(1, 9))
     assert len(server.queries) == 3
 
 
-async def test_the_reader_does_not_remember_without_bound(
+async def test_the_reader_holds_no_samples_and_forgets_who_stopped_asking(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    reader = Prometheus(session)
+    now = 100.0
+    reader = Prometheus(session, clock=lambda: now)
     for index in range(300):
-        await reader.read(server.url, f"m{index}", 120)
-    assert len(reader._kept) <= 256
+        now += 5.0
+        await reader.read(server.url, want(f"r{index}", custom=(f"m{index}",)), 120, 10)
+    (known,) = reader._servers.values()
+    assert len(known.kept) <= 2, "itself, and who was due as well"
+    assert len(known.own) == 1
+    assert len(known.regulars) < 150
+
+
+async def test_names_that_look_like_patterns_match_themselves_only(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    query = query_for([Asked("a.b", "gw-1", frozenset({REQUESTS}))], 120)
+    wanted = matchers(query)
+    assert wanted["rollout"].fullmatch("a.b")
+    assert wanted["rollout"].fullmatch(""), "a gateway's own gauges carry no rollout"
+    assert not wanted["rollout"].fullmatch("axb")
+    assert not wanted["__name__"].fullmatch(COST)
 
 
 def test_the_window_always_covers_the_time_since_the_checkpoint() -> None:
@@ -167,7 +242,7 @@ def series_of(now: float, value: Any = 5, rollout: str = "r", gateway: str = "as
 
 
 async def read(server: FakePrometheus, session: aiohttp.ClientSession, ledger: Ledger = LEDGER) -> Read:
-    return await read_evidence(Prometheus(session), wish(server.url), ledger, time.time())
+    return await read_evidence(Prometheus(session), wish(server.url), ledger, 60.0)
 
 
 async def test_good_samples_are_counted(server: FakePrometheus, session: aiohttp.ClientSession) -> None:
@@ -205,15 +280,6 @@ async def test_what_was_not_seen_is_unavailable_never_zero(
     assert words in found.metrics.message
 
 
-async def test_staleness_is_judged_by_the_servers_own_clock(
-    server: FakePrometheus, session: aiohttp.ClientSession
-) -> None:
-    """An operator whose clock is an hour ahead still reads fresh samples as fresh."""
-    server.series = series_of(time.time())
-    found = await read_evidence(Prometheus(session), wish(server.url), LEDGER, time.time() + 3600)
-    assert found.metrics is None
-
-
 def test_labels_that_went_away_are_unavailable_and_labels_never_seen_are_not() -> None:
     now = 1000.0
     base: dict[str, Answer | Unavailable] = {
@@ -230,12 +296,25 @@ def test_labels_that_went_away_are_unavailable_and_labels_never_seen_are_not() -
     assert digest(base, wish(), LEDGER).labels == base[LABELS_MATURED]
 
 
-def test_selectors_match_both_ways_of_writing_an_edge() -> None:
-    text = selectors(wish())[DURATION]
-    pattern = re.search(r'le=~"([^"]+)"', text)
-    assert pattern is not None
-    matcher = re.compile(pattern.group(1).replace("\\\\", "\\"))
-    for edge in ("2", "2.0", "0.5", "+Inf"):
+def test_an_edge_matches_in_both_ways_of_writing_it() -> None:
+    matcher = matchers(query_for([asked(wish())], 120))["le"]
+    for edge in ("2", "2.0", "0.5", "+Inf", ""):
         assert matcher.fullmatch(edge), edge
     for edge in ("20", "20.0", "200", "0x5", "5"):
         assert not matcher.fullmatch(edge), edge
+
+
+def test_only_the_breaker_of_the_control_tells_of_the_control() -> None:
+    now = 1000.0
+
+    def digested(arm: str) -> Read:
+        base: dict[str, Answer | Unavailable] = {
+            labels["__name__"]: Answer((Series(labels, [(at, float(v)) for at, v in values]),), now)
+            for labels, values in series_of(now)
+        }
+        labels = {"gateway": "assessor", "arm": arm, "instance": "a"}
+        base[BREAKER_OPEN] = Answer((Series(labels, [(now, 1.0)]),), now)
+        return digest(base, wish(), LEDGER)
+
+    assert digested("control").control_down
+    assert not digested("candidate").control_down

@@ -95,6 +95,9 @@ def test_a_target_scraped_twice_is_one_counter() -> None:
         Series({**own, "job": "b"}, [(2, 6.0), (4, 10.0)]),
     ]
     assert [growth(s.samples, None).added for s in merged(twice)] == [10.0]
+    nameless = {key: value for key, value in own.items() if key != "pod"}
+    assert len(merged([Series(own, [(1, 5.0)]), Series({**nameless, "job": "c"}, [(1, 5.0)])])) == 1
+    assert len(merged([Series({**nameless, "job": "c"}, [(1, 5.0)])])) == 1
     apart = [Series({**own, "pod": p}, [(1, 5.0)]) for p in ("gw-0", "gw-1")]
     assert len(merged(apart)) == 2
     assert len(merged([Series({"job": "a"}, [(1, 1.0)]), Series({"job": "b"}, [(1, 1.0)])])) == 2

@@ -352,6 +352,11 @@ async def test_allowed_hosts_are_the_only_public_ones() -> None:
             await fetch_bytes(f"https://{host}/", policy)
 
 
+async def test_an_empty_list_of_hosts_allows_none() -> None:
+    with pytest.raises(FetchRefused, match="allowed hosts"):
+        await fetch_bytes("https://example.org/a.png", FetchPolicy(allowed_hosts=()))
+
+
 @pytest.mark.parametrize("host", ["PICTURES.example.org.", "a.b.cdn.example.org"])
 async def test_allowed_host_still_has_to_be_public(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, "10.0.0.1")

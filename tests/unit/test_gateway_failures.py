@@ -97,18 +97,23 @@ async def test_when_everybody_fails_the_caller_gets_an_openai_error(rig: Rig) ->
         assert {record.get("servedVersion", "") for record in rig.assessments.records.values()} == {""}
 
 
-async def test_the_controls_failure_is_an_error_of_the_control_and_passes_through_if_it_is_alone(
-    rig: Rig,
-) -> None:
+async def test_a_failing_control_that_is_alone_is_asked_on_and_counted(rig: Rig) -> None:
     async with rig.all(rig.route()):
         rig.control.behaviour.prose_share = 1.0
         prose = await rig.ask(1)
-        assert prose.status == 200
-        assert "Looking at the photo" in prose.document["choices"][0]["message"]["content"]
-        rig.control.behaviour = type(rig.control.behaviour)(overload_share=1.0)
+        assert prose.status == 502
+        assert prose.document["error"]["code"] == "invalid_answer"
+        assert "Looking" not in prose.body.decode()
+        record = await until(lambda: next(iter(rig.assessments.records.values()), None))
+        assert "Looking at the photo" in record["control"]["text"], (
+            "what it said is kept for whoever asks why"
+        )
+        rig.control.behaviour = type(rig.control.behaviour)(error_share=1.0)
         for number in range(8):
-            assert (await rig.ask(number)).status == 503
-        assert rig.control.stats["requests"] == 9, "the last arm is asked even with an open breaker"
+            assert (await rig.ask(number)).status == 502
+        # One invalid answer; two tries while the breaker is closed: 2 + 2; then it opens; one try each: 6.
+        assert await rig.value("cutover_breaker_open", arm="control") == 1
+        assert rig.control.stats["requests"] == 1 + 4 + 6, "the last arm is asked even with an open breaker"
         assert await rig.value("cutover_requests_total", arm="control", outcome="error") == 9
         assert await rig.value("cutover_requests_total", arm="candidate") == 0
         assert rig.candidate.stats["requests"] == 0, (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from cutover.contract import FINALIZER, LABEL_OWNER_KIND, LABEL_OWNER_NAME
 from cutover_operator import conditions, events, health, watches
 from cutover_operator.conditions import Fact
 from cutover_operator.loop import SAY_AFTER_FAILURES, Loop
-from cutover_operator.plan import Apply, Delete, Notice, Plan, SetFinalizer, Swap
+from cutover_operator.plan import Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
 from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, Object
 from cutover_operator.telemetry import JsonFormatter, Telemetry
 from fakes.kube import FakeKube
@@ -248,3 +249,55 @@ def test_timestamps_are_utc_to_the_second() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 999999, tzinfo=UTC)
     assert conditions.timestamp(moment) == "2026-01-02T03:04:05Z"
     assert conditions.parse_timestamp("2026-01-02T03:04:05Z") == moment.replace(microsecond=0)
+
+
+class Noting:
+    """A memory that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def changed(self, key: Key) -> None:
+        self.told.append("changed")
+
+    def changes(self, key: Key) -> int:
+        return 0
+
+    def gone(self, key: Key) -> None:
+        self.told.append("gone")
+
+    def keep(self, key: Key, world: Seen, written: Sequence[Object], changes: int) -> None:
+        self.told.append(f"keep {len(written)}")
+
+    async def recall(self, key: Key, now: datetime) -> Seen | None:
+        return None
+
+
+async def test_what_a_routine_pass_wrote_itself_asks_for_no_pass(kube: FakeKube) -> None:
+    memory = Noting()
+    plan = Plan(before=(Swap(note("ledger", n="1")),), status={"stage": "train"}, routine=True)
+    loop = Loop(kube, [Fixed(kube, plan)], lambda: NOW, memories={TRAINING_RUNS: memory})
+    await loop.run_pass(KEY)
+    parent = await kube.get(TRAINING_RUNS, NAMESPACE, RUN)
+    ledger = await kube.get(CONFIG_MAPS, NAMESPACE, "ledger")
+    assert parent is not None
+    assert ledger is not None
+    assert memory.told == ["keep 2"]
+    for obj in (parent, ledger):
+        assert not loop.changed(KEY, obj["metadata"]["resourceVersion"])
+    assert memory.told == ["keep 2"]
+    assert loop.changed(KEY, "of somebody else")
+    assert memory.told == ["keep 2", "changed"]
+
+
+async def test_a_pass_that_changed_something_is_followed_by_a_whole_look(kube: FakeKube) -> None:
+    memory = Noting()
+    plan = Plan(status={"stage": "train"})
+    loop = Loop(kube, [Fixed(kube, plan)], lambda: NOW, memories={TRAINING_RUNS: memory})
+    await loop.run_pass(KEY)
+    parent = await kube.get(TRAINING_RUNS, NAMESPACE, RUN)
+    assert parent is not None
+    assert loop.changed(KEY, parent["metadata"]["resourceVersion"])
+    await kube.as_user().delete(TRAINING_RUNS, NAMESPACE, RUN)
+    await loop.run_pass(KEY)
+    assert memory.told == ["changed", "gone"]

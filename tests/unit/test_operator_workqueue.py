@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cutover_operator import workqueue
 from cutover_operator.plan import Key
 from cutover_operator.port import TRAINING_RUNS, Conflict
-from cutover_operator.workqueue import WorkQueue
+from cutover_operator.workqueue import WorkQueue, _in_company
 
 
 def key(name: str) -> Key:
@@ -156,3 +158,38 @@ async def test_many_keys_over_few_workers() -> None:
     assert len(passes) == 500
     assert set(passes.values()) == {1}
     await queue.stop()
+
+
+async def test_wishes_for_later_come_in_company() -> None:
+    """Rounded down to a whole second, so that one question to Prometheus answers for all; short ones stay exact."""
+
+    async def handle(one: Key) -> float | None:
+        return None
+
+    queue = WorkQueue(handle, 1)
+    now = asyncio.get_running_loop().time()
+    for number in range(20):
+        queue.add_after(key(str(number)), 3.0 + number / 20)
+    queue.add_after(key("soon"), 0.3)
+    times = {timer.when() for one, timer in queue._timers.items() if one != key("soon")}
+    assert len(times) <= 2
+    for when in times:
+        assert when == int(when)
+        assert now + 2.0 <= when <= now + 4.0
+    assert 0.25 <= queue._timers[key("soon")].when() - now <= 0.5
+    await queue.stop()
+
+
+@given(st.floats(0, 1e6), st.floats(5.0, 3600.0))
+def test_a_crowd_that_began_together_is_spread_over_its_interval(start: float, interval: float) -> None:
+    whole = float(int(interval))
+    seconds: Counter[float] = Counter()
+    for number in range(200):
+        at = start
+        for _ in range(4):
+            wanted = _in_company(key(str(number)), at, whole)
+            assert at + whole / 2 <= wanted <= at + whole
+            at = wanted + 0.05  # a pass takes its time
+        assert _in_company(key(str(number)), at, whole) == wanted + whole, "and then keeps its second"
+        seconds[wanted % whole] += 1
+    assert max(seconds.values()) <= 3 * 200 / whole + 20

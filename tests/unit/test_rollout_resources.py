@@ -8,7 +8,7 @@ import pytest
 
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout.candidate import Refusal, ServedModel, candidate_arm, served_model, short_name
-from cutover_operator.rollout.resources import Images, Owner, contains, deployment, service
+from cutover_operator.rollout.resources import Images, Owner, contains, deployment, released, service
 from fakes.rollout_town import rollout_spec
 
 IMAGES = Images("engine:1", "vllm:1", "tgi:1")
@@ -117,7 +117,11 @@ def test_what_the_spec_says_reaches_the_pod() -> None:
     assert pod["nodeSelector"] == {"gpu": "a100"}
     assert pod["tolerations"][0]["operator"] == "Exists"
     assert service(OWNER)["spec"]["selector"] == made["spec"]["selector"]["matchLabels"]
-    assert "ownerReferences" not in deployment(spec, model_of(spec), OWNER, IMAGES, owned=False)["metadata"]
+    live = made | {"status": {"replicas": 3}}
+    assert released(live) == {
+        **made,
+        "metadata": {k: made["metadata"][k] for k in ("name", "namespace", "labels")},
+    }
 
 
 def test_defaults_of_the_api_server_are_no_difference() -> None:

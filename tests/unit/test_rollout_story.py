@@ -10,7 +10,7 @@ import pytest
 
 from cutover.contract import FINALIZER, ROLLOUT_NONE
 from cutover.route import Route
-from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODEL_ROLLOUTS, SERVICES
+from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, EVENTS, MODEL_ROLLOUTS, SERVICES, TRAINING_RUNS
 from cutover_operator.rollout.world import World
 from fakes.rollout_town import GATEWAY, NAMESPACE, STEPS, Behaviour, Town, finished, run_until, started
 
@@ -623,3 +623,52 @@ async def test_keep_promoted_leaves_traffic_and_pods() -> None:
     assert [o["metadata"]["name"] for o in town.kube.all(DEPLOYMENTS, NAMESPACE)] == ["cut-candidate"]
     assert (await route_of(town)).rollout_name == "cut"
     assert GATEWAY in town.kube.peek(CONFIG_MAPS, NAMESPACE, "assessor-route")["metadata"]["name"]
+
+
+async def test_keep_promoted_outlives_the_training_run_too() -> None:
+    """One `kubectl delete -f` takes the run and the rollout: the model that serves must not go with them."""
+    town = Town()
+    await town.prepare()
+    await town.kube.create(
+        {
+            "apiVersion": "cutover.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "t", "namespace": NAMESPACE},
+            "spec": {
+                "task": {"configMap": "t"},
+                "dataset": {"source": {"uri": "s3://b/r"}},
+                "baseModel": {"uri": "hf://a/b"},
+                "output": {"uri": "s3://b/o"},
+            },
+        }
+    )
+    since = {"lastTransitionTime": "2026-01-01T00:00:00Z", "message": ""}
+    town.kube.set_status(
+        TRAINING_RUNS,
+        NAMESPACE,
+        "t",
+        {
+            "conditions": [{"type": "Succeeded", "status": "True", "reason": "Done", **since}],
+            "model": {
+                "name": "damage",
+                "version": "3",
+                "baseUri": "claim://models/base",
+                "adapterUri": "claim://models/adapter",
+                "family": "llava",
+                "digest": "abc",
+            },
+        },
+    )
+    await town.submit(candidate={"trainingRunRef": {"name": "t"}}, deletionPolicy="KeepPromoted")
+    await run_until(town, finished)
+    await settle(town, 2)
+    serving = town.kube.all(DEPLOYMENTS, NAMESPACE)[0]["spec"]
+    await town.kube.delete(TRAINING_RUNS, NAMESPACE, "t")
+    await town.kube.delete(MODEL_ROLLOUTS, NAMESPACE, "cut")
+    await town.run_pass()
+    assert (MODEL_ROLLOUTS, NAMESPACE, "cut") not in town.kube.objects
+    assert (await route_of(town)).weight_basis_points == 10000
+    for resource in (DEPLOYMENTS, SERVICES):
+        (left,) = town.kube.all(resource, NAMESPACE)
+        assert "ownerReferences" not in left["metadata"]
+    assert town.kube.all(DEPLOYMENTS, NAMESPACE)[0]["spec"] == serving

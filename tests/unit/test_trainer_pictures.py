@@ -51,10 +51,19 @@ def test_the_name_is_the_content() -> None:
 
 
 def test_transparency_becomes_white_and_large_pictures_are_scaled() -> None:
-    clear = keep(encoded(Image.new("RGBA", (10, 10), (255, 0, 0, 0)), "PNG"))
-    assert load(clear.data).getpixel((5, 5)) == (255, 255, 255)
-    large = keep(encoded(Image.new("RGB", (4096, 1024)), "WEBP"))
+    glass = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    glass.paste((0, 0, 0, 255), (10, 10, 20, 20))
+    assert load(keep(encoded(glass, "PNG")).data).getpixel((5, 5)) == (255, 255, 255)
+    wide = Image.new("RGB", (4096, 1024))
+    wide.paste("white", (0, 0, 2048, 1024))
+    large = keep(encoded(wide, "WEBP"))
     assert (large.width, large.height) == (2048, 512)
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    kept = load(keep(encoded(Image.fromarray(ramp), "PNG")).data)
+    assert np.asarray(kept).mean() == pytest.approx(127, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,8 @@ def test_transparency_becomes_white_and_large_pictures_are_scaled() -> None:
         (encoded(Image.new("RGB", (8, 8)), "GIF"), "not a JPEG, PNG or WebP"),
         (encoded(drawn(1, 0).image)[:400], "damaged"),
         (encoded(Image.new("1", (8000, 7000)), "PNG"), "8000 x 7000 pixels"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "1 x 1 pixels"),
+        (encoded(Image.new("RGB", (64, 64), "grey"), "PNG"), "one colour"),
     ],
 )
 def test_what_is_no_usable_picture(data: bytes, said: str) -> None:

@@ -22,7 +22,7 @@ def row(number: int, damage: str = "crack", control: str | None = "crack", valid
 
 
 def bad(number: int) -> BadRow:
-    return BadRow(number, "", "UnreadableLine", "not JSON")
+    return BadRow(number, "", "UnreadableLine", "", "not JSON")
 
 
 def refused(rows: list[Row], bad_rows: list[BadRow] | None = None, **quality: Any) -> tuple[str, str]:

@@ -28,6 +28,7 @@ def good() -> dict[str, Any]:
 def with_answer(text: Any) -> dict[str, Any]:
     row = good()
     row["messages"][-1]["content"] = text
+    del row["labels"]
     return row
 
 

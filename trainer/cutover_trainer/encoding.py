@@ -81,11 +81,24 @@ class Encoder:
                 "the prompt's tokens are no prefix of the example's; the chat template merges them"
             )
         answer_ids = whole[len(prompt_ids) :]
-        if len(answer_ids) < 2:
-            raise Unencodable("no answer token would be trained")
+        self._check_answer(answer, answer_ids)
         if len(whole) > self._limit:
             raise Unencodable(f"{len(whole)} tokens; the base model reads at most {self._limit}")
         return Encoded(prompt_ids, answer_ids)
+
+    def _check_answer(self, answer: str, answer_ids: tuple[int, ...]) -> None:
+        """The trained tokens are the answer, then one end token: neither cut, nor empty, nor in another spelling."""
+        if not answer_ids or answer_ids[-1] != self.tokenizer.eos_token_id:
+            raise Unencodable("the answer does not end with the end token; it would be cut off")
+        if self._image_id in answer_ids:
+            raise Unencodable("an image token stands in the answer")
+        text = self.tokenizer.decode(
+            answer_ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ).strip()
+        if not text:
+            raise Unencodable("no answer token would be trained")
+        if text != answer.strip():
+            raise Unencodable(f"the tokenizer makes {text[:60]!r} of the answer {answer[:60]!r}")
 
     def image_tokens(self, size: tuple[int, int]) -> int:
         """How many places the picture takes; depends on the size only where the family tiles pictures."""

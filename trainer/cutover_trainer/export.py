@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from yarl import URL
@@ -179,7 +180,7 @@ def _file_lines(path: Path) -> Iterator[bytes]:
         )
     for file in files:
         with file.open("rb") as lines:
-            yield from lines
+            yield from _bounded(lines)
 
 
 def _object_lines(uri: str) -> Iterator[bytes]:
@@ -190,7 +191,7 @@ def _object_lines(uri: str) -> Iterator[bytes]:
             raise BadInput("SourceNotFound", f"dataset.source.uri: {uri} has no JSON lines (*.jsonl)")
         for name in names:
             with files.open(name, "rb") as lines:
-                yield from lines
+                yield from _bounded(lines)
     except PermissionError as error:
         raise BadInput(
             "SourceUnauthorized", f"dataset.source.uri: {uri}: {error}; check the pod's access"
@@ -199,6 +200,17 @@ def _object_lines(uri: str) -> Iterator[bytes]:
         raise BadInput(
             "UnknownStorage", f"dataset.source.uri: {uri}: this image has no client: {error}"
         ) from None
+
+
+def _bounded(file: Any) -> Iterator[bytes]:
+    """Lines, but never more of one in memory than `_check_size` needs to refuse it."""
+    rest = b""
+    while chunk := file.read(1 << 20):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        if len(rest) > MAX_LINE_BYTES:
+            break
+    yield rest
 
 
 def _write_lines(lines: Iterator[bytes], target: Path, limit: int) -> int:

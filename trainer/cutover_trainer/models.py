@@ -19,6 +19,7 @@ from cutover.api.trainingrun import Family, FineTune, Lora
 from cutover_trainer.encoding import Encoder
 from cutover_trainer.joblog import log
 from cutover_trainer.outcome import BadInput, StageFailed
+from cutover_trainer.processor_checks import processor_mistakes
 
 _LANGUAGE_LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2"
 _VISION_LINEARS = "q_proj|k_proj|v_proj|out_proj|qkv|projection|fc1|fc2"
@@ -85,7 +86,16 @@ def load_encoder(folder: Path, family: Family) -> Encoder:
         raise BadInput(
             "BaseModelUnreadable", f"baseModel.uri: no usable processor in the model: {error}"[:600]
         ) from None
-    return Encoder(processor, AutoConfig.from_pretrained(folder, local_files_only=True), family)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    mistakes = processor_mistakes(processor, config, family)
+    if mistakes:
+        raise BadInput(
+            "BaseModelInconsistent",
+            f"baseModel.uri: {'; '.join(mistakes)}: correct the files of the model or use another revision"[
+                :600
+            ],
+        )
+    return Encoder(processor, config, family)
 
 
 def load_base(folder: Path, hardware: Hardware) -> Any:

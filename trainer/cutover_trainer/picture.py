@@ -10,6 +10,7 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cutover_trainer.near_duplicates import perceptual_hash
@@ -17,6 +18,8 @@ from cutover_trainer.near_duplicates import perceptual_hash
 MAX_PIXELS = 50_000_000
 MAX_SIDE_PIXELS = 2048
 """Larger pictures are scaled down: no supported model looks closer."""
+MIN_SIDE_PIXELS = 16
+"""Smaller ones are placeholders and tracking pixels, not photographs."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -37,6 +40,13 @@ class KeptPicture:
 def keep(data: bytes) -> KeptPicture:
     """Decode, turn upright, strip metadata, bound the size. Raises UnusablePicture."""
     image, lossy = _decoded(data)
+    if min(image.size) < MIN_SIDE_PIXELS:
+        raise UnusablePicture(
+            f"{image.width} x {image.height} pixels; a photograph has {MIN_SIDE_PIXELS} a side"
+        )
+    bounds = np.array(image.getextrema())
+    if np.array_equal(bounds[:, 0], bounds[:, 1]):
+        raise UnusablePicture("of one colour all over: nothing can be seen on it")
     if max(image.size) > MAX_SIDE_PIXELS:
         image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -55,6 +65,13 @@ def load(data: bytes) -> Image.Image:
     return _decoded(data)[0]
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey values: left to itself Pillow would clip them to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+
+
 def _decoded(data: bytes) -> tuple[Image.Image, bool]:
     try:
         with warnings.catch_warnings():
@@ -65,7 +82,7 @@ def _decoded(data: bytes) -> tuple[Image.Image, bool]:
                 f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are decoded"
             )
         lossy = opened.format == "JPEG"
-        upright = ImageOps.exif_transpose(opened)
+        upright = _eight_bits(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise UnusablePicture("not a JPEG, PNG or WebP picture") from None
     except Image.DecompressionBombError:

@@ -6,50 +6,54 @@ Nothing here needs a GPU, and everything that could stop a training run for its 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import jsonschema_rs
+import orjson
 
 from cutover.api.trainingrun import DataSummary
 from cutover.stages import DATA_FOLDER, EXPORT_FOLDER, StageConfig, StageResult
-from cutover.task import Task
+from cutover_trainer import data_report
 from cutover_trainer.base_model import base_folder
+from cutover_trainer.data_report import DataReport, Divided
 from cutover_trainer.encoding import Encoder, Unencodable
-from cutover_trainer.examples import KEPT_PICTURE_URL, PICTURES_FOLDER, Example, encode_lines
+from cutover_trainer.examples import PICTURES_FOLDER, encode_lines
 from cutover_trainer.export import ROWS_FILE, export_rows
+from cutover_trainer.findings import findings
 from cutover_trainer.joblog import ProgressReporter, log
+from cutover_trainer.kept_rows import KeptRow
 from cutover_trainer.manifest import MANIFEST_FILE, FileEntry, build_manifest, entry_of, fetch_folder
 from cutover_trainer.models import load_encoder
 from cutover_trainer.near_duplicates import near_pairs
 from cutover_trainer.outcome import BadInput, StageFailed
-from cutover_trainer.picture import KeptPicture, UnusablePicture, keep
+from cutover_trainer.picture import KeptPicture, UnusablePicture, keep, load
 from cutover_trainer.picture_source import PictureMissing, PictureSource, open_picture_source
-from cutover_trainer.quality import Census, Refusal, census, refusal, thin_test_part
-from cutover_trainer.rows import AnswerValidator, BadRow, Row, answer_text, read_row
-from cutover_trainer.split import PARTS, Member, Part, Shares, class_counts, divide, groups_of
+from cutover_trainer.quality import census, group_field_refusal, refusal
+from cutover_trainer.refused import BadRow
+from cutover_trainer.rows import AnswerValidator, Row, answer_text, read_row
+from cutover_trainer.split import PARTS, Part, Shares, class_counts, divide, groups_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
 ROWS_AT_ONCE = 64
-REPORTED_BAD_ROWS = 1000
+MAX_DECODERS = 4
+"""Pictures decoded at a time: each may take a few hundred megabytes while it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A good row without its picture's bytes."""
+@dataclass(slots=True)
+class _Reading:
+    """What was read so far."""
 
-    row: Row
-    picture: str
-    width: int
-    height: int
-    bytes: int
-    perceptual_hash: int
+    good: list[KeptRow] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    repeated_ids: list[int] = field(default_factory=list)
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
@@ -64,8 +68,8 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
             "ExportDamaged", "the exported rows do not match their manifest; they are exported again"
         )
     total = int(exported.facts["rows"])
-    good, bad = asyncio.run(_read(config, found[0] / ROWS_FILE, total, store, encoder, stop))
-    return _finish(config, store, good, bad)
+    reading = asyncio.run(_read(config, found[0] / ROWS_FILE, total, store, encoder, stop))
+    return _finish(config, store, reading)
 
 
 def _check_settings(config: StageConfig) -> None:
@@ -92,51 +96,40 @@ def _check_settings(config: StageConfig) -> None:
 # ------------------------------------------------------------------ reading
 async def _read(
     config: StageConfig, file: Path, total: int, store: ArtifactStore, encoder: Encoder, stop: Stop
-) -> tuple[list[_Kept], list[BadRow]]:
+) -> _Reading:
     validator: AnswerValidator = jsonschema_rs.validator_for(config.task.answer_schema)
-    good: list[_Kept] = []
-    bad: list[BadRow] = []
-    seen: set[str] = set()
-    passing = 0
+    reading = _Reading()
     progress = ProgressReporter("prepare", total)
     stored = set(store.list(f"{DATA_FOLDER}/{PICTURES_FOLDER}"))
+    decoders = min(MAX_DECODERS, os.cpu_count() or 1)
     async with open_picture_source(config) as source:
-        for batch in _batches(file):
-            stop.check()
-            read = [_read_once(line, raw, config, validator, seen) for line, raw in batch]
-            results = await asyncio.gather(*(_with_picture(row, source) for row in read))
-            for result in results:
-                if isinstance(result, BadRow):
-                    bad.append(result)
-                    passing += result.reason == "PictureUnavailable"
-                    continue
-                row, picture = result
-                name = f"{DATA_FOLDER}/{PICTURES_FOLDER}/{picture.sha256}"
-                wrong = _unencodable(encoder, row, picture)
-                if wrong is not None:
-                    bad.append(wrong)
-                    continue
-                if name not in stored:
-                    store.put(name, picture.data)
-                    stored.add(name)
-                good.append(_kept(row, picture))
-            progress.report(batch[-1][0])
+        with ThreadPoolExecutor(decoders, "decode") as pool:
+            for batch in _batches(file):
+                stop.check()
+                read = [_read_once(line, raw, config, validator, reading) for line, raw in batch]
+                results = await asyncio.gather(*(_with_picture(row, source, pool) for row in read))
+                writes = []
+                for result in results:
+                    wrong = result if isinstance(result, BadRow) else _unencodable(encoder, *result)
+                    if wrong is not None or isinstance(result, BadRow):
+                        reading.bad += [wrong] if wrong is not None else []
+                        continue
+                    row, picture = result
+                    name = f"{DATA_FOLDER}/{PICTURES_FOLDER}/{picture.sha256}"
+                    if name not in stored:
+                        writes.append(pool.submit(store.put, name, picture.data))
+                        stored.add(name)
+                    reading.good.append(KeptRow.of(row, picture))
+                for write in writes:
+                    write.result()
+                progress.report(batch[-1][0])
+    passing = sum(row.reason == "PictureUnavailable" for row in reading.bad)
     allowed = config.spec.dataset.quality.max_bad_rows_share
-    if passing and len(bad) > allowed * total >= len(bad) - passing:
+    if passing and len(reading.bad) > allowed * total >= len(reading.bad) - passing:
         raise StageFailed(
             "PicturesUnavailable", f"{passing} pictures could not be fetched; the next attempt tries again"
         )
-    return good, bad
-
-
-def _kept(row: Row, picture: KeptPicture) -> _Kept:
-    # The URL may be the picture itself: it is not kept in memory.
-    bare = replace(
-        row, picture_url="", question=[_without_url(message, picture.sha256) for message in row.question]
-    )
-    return _Kept(
-        bare, picture.sha256, picture.width, picture.height, len(picture.data), picture.perceptual_hash
-    )
+    return reading
 
 
 def _batches(file: Path) -> Iterator[list[tuple[int, bytes]]]:
@@ -147,52 +140,59 @@ def _batches(file: Path) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def _read_once(
-    line: int, raw: bytes, config: StageConfig, validator: AnswerValidator, seen: set[str]
+    line: int, raw: bytes, config: StageConfig, validator: AnswerValidator, reading: _Reading
 ) -> Row | BadRow:
     row = read_row(line, raw, config.task, validator, config.spec.dataset.group_by)
     if isinstance(row, BadRow):
         return row
-    if row.id in seen:
+    if row.id in reading.ids:
+        reading.repeated_ids.append(line)
         row = replace(row, id=f"{row.id}#{line}")
-    seen.add(row.id)
+    reading.ids.add(row.id)
     return row
 
 
-async def _with_picture(row: Row | BadRow, source: PictureSource) -> tuple[Row, KeptPicture] | BadRow:
+async def _with_picture(
+    row: Row | BadRow, source: PictureSource, pool: Executor
+) -> tuple[Row, KeptPicture] | BadRow:
     if isinstance(row, BadRow):
         return row
+    place = "image_url"
     try:
-        return row, keep(await source.get(row.picture_url))
+        data = await source.get(row.picture_url)
+        return row, await asyncio.get_running_loop().run_in_executor(pool, keep, data)
     except PictureMissing as missing:
-        reason = "PictureUnavailable" if missing.passing else "PictureRefused"
-        return BadRow(row.line, row.id, reason, missing.reason)
+        if missing.passing:
+            return BadRow(row.line, row.id, "PictureUnavailable", place, missing.reason)
+        return BadRow(row.line, row.id, "PictureRefused", place, missing.reason)
     except UnusablePicture as unusable:
-        return BadRow(row.line, row.id, "UnusablePicture", f"the picture is {unusable}")
+        return BadRow(row.line, row.id, "UnusablePicture", place, f"the picture is {unusable}")
 
 
 def _unencodable(encoder: Encoder, row: Row, picture: KeptPicture) -> BadRow | None:
     try:
         encoder.encode(row.question, answer_text(row.answer), (picture.width, picture.height))
     except Unencodable as error:
-        return BadRow(row.line, row.id, "Unencodable", str(error))
+        return BadRow(row.line, row.id, "Unencodable", "messages", str(error))
     return None
 
 
 # ------------------------------------------------------------------ dividing and writing
-def _finish(
-    config: StageConfig, store: ArtifactStore, good: Sequence[_Kept], bad: Sequence[BadRow]
-) -> StageResult:
+def _finish(config: StageConfig, store: ArtifactStore, reading: _Reading) -> StageResult:
     task, dataset = config.task, config.spec.dataset
-    found = census(task, [kept.row for kept in good], bad)
-    refused = refusal(task, dataset.quality, found, bad)
+    shares = Shares(dataset.split.train, dataset.split.validation, dataset.split.test)
+    found = census(task, [kept.row for kept in reading.good], reading.bad)
+    report = DataReport(task, shares, found, reading.bad, reading.good)
+    refused = refusal(task, dataset.quality, found, reading.bad) or group_field_refusal(
+        dataset.group_by, [entry.row for entry in reading.good]
+    )
     if refused is not None:
-        store.put(f"{DATA_FOLDER}/report.json", _report(found, bad, refused, {}, 0))
+        _write_report(store, replace(report, refused=refused))
         raise BadInput(refused.reason, refused.message)
-    kept = [entry for entry in good if entry.row.validated]
-    members = [_member(entry, task) for entry in kept]
+    kept = [entry for entry in reading.good if entry.row.validated]
+    members = [entry.member(task) for entry in kept]
     pairs = near_pairs([entry.perceptual_hash for entry in kept])
     groups = groups_of(members, pairs)
-    shares = Shares(dataset.split.train, dataset.split.validation, dataset.split.test)
     parts = divide(members, groups, shares, dataset.seed)
     counts = Counter(parts.values())
     if not counts["train"] or not counts["test"]:
@@ -202,11 +202,12 @@ def _finish(
             "both parts need rows: group by a finer key or add data",
         )
     per_part = class_counts(parts, members)
-    report = _report(found, bad, None, per_part, len(set(groups)))
-    digest = _commit(store, kept, groups, parts, report)
-    thin = thin_test_part(per_part["test"])
-    if thin is not None:
-        log("warning", message=thin)
+    odd = findings(task, dataset.group_by, kept, groups, pairs, reading.repeated_ids, per_part, shares)
+    divided = Divided(len(set(groups)), per_part, pairs, odd)
+    written = _write_report(store, replace(report, kept=kept, divided=divided))
+    digest = _commit(store, kept, groups, parts, written)
+    for finding in odd:
+        log("warning", message=f"{finding.kind}: {finding.rows} {finding.detail}; {finding.remedy}")
     summary = DataSummary(
         rows=found.rows,
         train=counts["train"],
@@ -218,84 +219,46 @@ def _finish(
     )
     message = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test rows"
     if found.bad:
-        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/report.json"
+        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/{data_report.PAGE_FILE}"
+    if odd:
+        message += f"; worth a look: {', '.join(finding.kind for finding in odd)}"
     return StageResult(stage="prepare", outcome="done", message=message, data=summary)
 
 
-def _member(kept: _Kept, task: Task) -> Member:
-    keys = [f"assessment:{kept.row.assessment}", f"picture:{kept.picture}"]
-    if kept.row.group is not None:
-        keys.append(f"group:{kept.row.group}")
-    return Member(kept.row.id, tuple(keys), kept.row.truth[task.decisive_field])
+def _write_report(store: ArtifactStore, report: DataReport) -> dict[str, bytes]:
+    """Puts the page, and the files that belong to the data; answers with the latter."""
+    files = {
+        data_report.JSON_FILE: orjson.dumps(report.document(), option=orjson.OPT_INDENT_2),
+        data_report.REFUSED_FILE: report.refused_lines(),
+    }
+    for name, data in files.items():
+        store.put(f"{DATA_FOLDER}/{name}", data)
+    pictures = f"{DATA_FOLDER}/{PICTURES_FOLDER}"
+    page = report.page(lambda digest: load(store.get(f"{pictures}/{digest}")))
+    store.put(f"{DATA_FOLDER}/{data_report.PAGE_FILE}", page)
+    return files
 
 
 def _commit(
     store: ArtifactStore,
-    kept: Sequence[_Kept],
+    kept: Sequence[KeptRow],
     groups: Sequence[int],
     parts: Mapping[str, Part],
-    report: bytes,
+    written: Mapping[str, bytes],
 ) -> str:
-    files: dict[str, FileEntry] = {}
+    files: dict[str, FileEntry] = {name: entry_of(data) for name, data in written.items()}
     for part in PARTS:
         rows = [
-            _example(entry, kept[group].row.id)
+            entry.example(kept[group].row.id)
             for entry, group in zip(kept, groups, strict=True)
             if parts[entry.row.id] == part
         ]
         data = encode_lines(rows)
         store.put(f"{DATA_FOLDER}/{part}.jsonl", data)
         files[f"{part}.jsonl"] = entry_of(data)
-    store.put(f"{DATA_FOLDER}/report.json", report)
-    files["report.json"] = entry_of(report)
     for entry in kept:
         name = f"{PICTURES_FOLDER}/{entry.picture}"
         files[name] = FileEntry(sha256=entry.picture, size=entry.bytes)
     manifest = build_manifest(files, {"rows": len(kept)})
     store.put(f"{DATA_FOLDER}/{MANIFEST_FILE}", manifest.to_bytes())
     return manifest.digest
-
-
-def _example(kept: _Kept, group: str) -> Example:
-    return Example(
-        id=kept.row.id,
-        group=group,
-        picture=kept.picture,
-        width=kept.width,
-        height=kept.height,
-        question=kept.row.question,
-        answer=answer_text(kept.row.answer),
-        truth=kept.row.truth,
-        control=kept.row.control,
-    )
-
-
-def _without_url(message: Mapping[str, Any], picture: str) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, list):
-        kept_url = {"type": "image_url", "image_url": {"url": f"{KEPT_PICTURE_URL}{picture}"}}
-        content = [kept_url if part.get("type") == "image_url" else part for part in content]
-    return {"role": message["role"], "content": content}
-
-
-def _report(
-    found: Census,
-    bad: Sequence[BadRow],
-    refused: Refusal | None,
-    per_part: Mapping[Part, Mapping[str, int]],
-    groups: int,
-) -> bytes:
-    document = {
-        "rows": found.rows,
-        "validated": found.validated,
-        "perClass": found.per_class,
-        "controlRows": found.control_rows,
-        "controlAccuracy": found.control_accuracy,
-        "groups": groups,
-        "parts": per_part,
-        "refused": None if refused is None else asdict(refused),
-        "badByReason": Counter(row.reason for row in bad),
-        "bad": [asdict(row) for row in bad[:REPORTED_BAD_ROWS]],
-        "badNotListed": max(0, len(bad) - REPORTED_BAD_ROWS),
-    }
-    return json.dumps(document, indent=1).encode()

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from cutover.api.trainingrun import Quality
 from cutover.task import Task, score
-from cutover_trainer.rows import BadRow, Row
+from cutover_trainer.refused import BadRow
+from cutover_trainer.rows import Row
 
 FEW_TEST_ROWS = 30
+DEFAULT_GROUP_FIELD = "group_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,17 @@ def refusal(task: Task, quality: Quality, found: Census, bad: Sequence[BadRow]) 
     return next((check for check in checks if check is not None), None)
 
 
+def group_field_refusal(group_by: str, rows: Sequence[Row]) -> Refusal | None:
+    """A field that was named on purpose and that no row has: the split would not keep buildings together."""
+    if group_by == DEFAULT_GROUP_FIELD or any(row.group is not None for row in rows):
+        return None
+    return Refusal(
+        "GroupFieldAbsent",
+        f"dataset.groupBy: no row has a field {group_by!r}, so photos of one building could be in training and test: "
+        "correct the name, export the field, or leave groupBy out",
+    )
+
+
 def thin_test_part(test_per_class: dict[str, int]) -> str | None:
     """What does not stop the run but weakens what its evaluation can say."""
     few = [f"{name} {count}" for name, count in test_per_class.items() if count < FEW_TEST_ROWS]
@@ -80,8 +93,8 @@ def _bad_rows(quality: Quality, found: Census, bad: Sequence[BadRow]) -> Refusal
     share = found.bad / found.rows
     if share <= quality.max_bad_rows_share:
         return None
-    first = "; ".join(f"line {row.line}: {row.detail}" for row in bad[:3])
-    more = f" and {len(bad) - 3} more in data/report.json" if len(bad) > 3 else ""
+    first = "; ".join(f"line {row.line}: {row.detail} ({row.remedy})" for row in bad[:3])
+    more = f" and {len(bad) - 3} more in data/report.html" if len(bad) > 3 else ""
     return Refusal(
         "UnreadableRows",
         f"dataset: {found.bad} of {found.rows} rows ({share:.1%}) are unusable, "

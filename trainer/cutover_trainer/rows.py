@@ -1,24 +1,31 @@
 """Reads one line of the training data and says either what it teaches or what is wrong with it.
 
 Pure: bytes in, `Row` or `BadRow` out. The assistant's answer is the one people agreed on; a row nobody has looked at
-says `"validated": false`.
+says `"validated": false`. What can be read in two ways is refused, not guessed.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from cutover.chat import picture_urls, template_messages
 from cutover.task import Task, Unreadable, read_answer
+from cutover_trainer.refused import BadRow, RowWrong
 
 CONTROL_TEXT = re.compile(
     r"<image>|</?s>|<pad>|<unk>|<\|[^|>\s]{1,40}\|>|<im_(?:start|end)>|\[/?INST\]|<</?SYS>>"
 )
 """Text that tokenizers of the supported families read as a control token."""
+MAX_ID_CHARACTERS = 256
+MAX_DETAIL_CHARACTERS = 300
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_FENCE = re.compile(r"^```[^\n]*\n|\n?```$")
 
 
 class AnswerValidator(Protocol):
@@ -36,7 +43,7 @@ class Row:
     assessment: str
     """Rows of one assessment belong together even when no group is given."""
     group: str | None
-    """Value of the field the split groups by, when the row has it."""
+    """Value of the field the split groups by, when the row has it: one spelling for one building."""
     question: Sequence[Mapping[str, Any]]
     """System and user messages."""
     picture_url: str
@@ -49,118 +56,223 @@ class Row:
     validated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A line nothing is learnt from. `reason` is a short name, `detail` is fit for a report."""
-
-    line: int
-    id: str
-    reason: str
-    detail: str
-
-
-class _Wrong(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
 def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, group_by: str) -> Row | BadRow:
     """Check one line of the export, numbered from 1."""
     row_id = ""
     try:
         document = _document(raw)
-        row_id = str(document.get("id") or f"line-{line}")
-        question, answer_text = _question_and_answer(document)
-        answer = _answer(answer_text, task, validator)
-        group = document.get(group_by)
+        row_id = _id(document, line)
+        question, answer_text, answer_at = _question_and_answer(document)
+        answer = _answer(answer_text, answer_at, task, validator)
+        truth = {name: str(answer[name]) for name in task.scored_fields}
+        _check_labels(document.get("labels"), truth, task)
         return Row(
             line=line,
             id=row_id,
-            assessment=str(document.get("assessment_id") or row_id),
-            group=None if group is None else str(group),
+            assessment=_key(document.get("assessment_id"), "assessment_id") or _key(row_id, "id") or row_id,
+            group=_key(document.get(group_by), group_by),
             question=question,
             picture_url=_picture_url(question),
             answer=answer,
-            truth={name: str(answer[name]) for name in task.scored_fields},
+            truth=truth,
             control=_control(document.get("control_answer")),
-            validated=bool(document.get("validated", True)),
+            validated=_validated(document),
         )
-    except _Wrong as wrong:
-        return BadRow(line, row_id, wrong.reason, wrong.detail)
+    except RowWrong as wrong:
+        return wrong.at(line, row_id)
 
 
+# ------------------------------------------------------------------ the line and its keys
 def _document(raw: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(raw)
+        document = _json(raw)
+    except _Repeated as repeated:
+        raise RowWrong("UnreadableLine", repeated.key, f"the key {repeated.key!r} occurs twice") from None
     except (ValueError, RecursionError) as error:
-        raise _Wrong("UnreadableLine", f"not JSON: {error}"[:200]) from None
+        raise RowWrong("UnreadableLine", "", f"not JSON: {error}"[:200]) from None
     if not isinstance(document, dict):
-        raise _Wrong("UnreadableLine", f"a JSON {type(document).__name__}, not an object")
+        raise RowWrong("UnreadableLine", "", f"a JSON {type(document).__name__}, not an object")
+    if b"\\u" in raw and _has_lone_surrogate(document):
+        raise RowWrong("UnreadableLine", "", "a \\u escape names half a character (a lone surrogate)")
     return document
 
 
-def _question_and_answer(document: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+class _Repeated(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key[:64]
+
+
+def _json(text: bytes | str) -> Any:
+    """JSON as the standard has it: no NaN, and no key twice in an object."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Repeated(key)
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return _LONE_SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(_has_lone_surrogate(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(_has_lone_surrogate(part) for part in value)
+
+
+def _id(document: Mapping[str, Any], line: int) -> str:
+    given = document.get("id")
+    if given is None or given == "":
+        return f"line-{line}"
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise RowWrong("InvalidId", "id", f"id is a JSON {type(given).__name__}")
+    text = str(given)
+    if len(text) > MAX_ID_CHARACTERS or not text.isprintable():
+        raise RowWrong(
+            "InvalidId", "id", f"id has {len(text)} characters, or some that cannot be shown: {text[:40]!r}"
+        )
+    return text
+
+
+def _key(value: Any, field: str) -> str | None:
+    """What rows are grouped by, in one spelling: `Unit 4 ` and `unit 4` are one building."""
+    if value is None:
+        return None
+    if isinstance(value, dict | list | float):
+        raise RowWrong("InvalidGroup", field, f"{field} is a JSON {type(value).__name__}")
+    text = " ".join(unicodedata.normalize("NFKC", str(value)).casefold().split())
+    if not text:
+        raise RowWrong("InvalidGroup", field, f"{field} is empty: all such rows would be one building")
+    return text
+
+
+def _validated(document: Mapping[str, Any]) -> bool:
+    validated = document.get("validated", True)
+    if not isinstance(validated, bool):
+        raise RowWrong(
+            "InvalidValidated", "validated", f"validated is {json.dumps(validated)[:40]}, not true or false"
+        )
+    return validated
+
+
+# ------------------------------------------------------------------ the messages
+def _question_and_answer(document: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+    """The messages before the answer, the answer's text and its place."""
     messages = document.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _Wrong("NoMessages", "messages must be a list of objects with role and content")
+        raise RowWrong("NoMessages", "messages", "messages must be a list of objects with role and content")
     roles = [message.get("role") for message in messages]
+    said = f"messages have the roles {str(roles)[:100]}"
     if roles[-1:] != ["assistant"]:
-        raise _Wrong(
-            "NoAssistantAnswer", f"messages have the roles {roles}; the last must be the assistant's answer"
-        )
+        raise RowWrong("NoAssistantAnswer", "messages", f"{said}; the last must be the assistant's answer")
     asked = roles[:-1]
     if not asked or "user" not in asked or any(role != "user" for role in asked[asked[0] == "system" :]):
-        raise _Wrong(
-            "UnknownLayout", f"messages have the roles {roles}; wanted system (optional), user, assistant"
-        )
+        raise RowWrong("UnknownLayout", "messages", f"{said}; wanted system (optional), user, assistant")
+    place = f"messages[{len(messages) - 1}].content"
     answer = messages[-1].get("content")
     if isinstance(answer, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in answer
     ):
         answer = "".join(str(part.get("text", "")) for part in answer)
     if not isinstance(answer, str) or not answer.strip():
-        raise _Wrong("NoAssistantAnswer", "the assistant message has no text")
+        raise RowWrong("NoAssistantAnswer", place, "the assistant message has no text")
     question = messages[:-1]
+    for number, message in enumerate(question):
+        _check_parts(message, f"messages[{number}].content")
+    return question, answer, place
+
+
+def _check_parts(message: Mapping[str, Any], place: str) -> None:
     try:
-        rendered = template_messages(question)
+        rendered = template_messages([message])[0]["content"]
     except ValueError as error:
-        raise _Wrong("UnknownLayout", str(error)) from None
-    for part in (part for message in rendered for part in message["content"] if part["type"] == "text"):
-        _refuse_control_text(part["text"], "the prompt")
-    return question, answer
+        raise RowWrong("UnknownLayout", place, str(error)[:MAX_DETAIL_CHARACTERS]) from None
+    for part in rendered:
+        if part["type"] == "text":
+            _refuse_control_text(part["text"], place, "the prompt")
 
 
-def _refuse_control_text(text: str, where: str) -> None:
+def _refuse_control_text(text: str, place: str, where: str) -> None:
     found = CONTROL_TEXT.search(text)
     if found:
-        raise _Wrong("ControlToken", f"{where} contains the control text {found.group()!r}")
+        raise RowWrong("ControlToken", place, f"{where} contains the control text {found.group()!r}")
 
 
 def _picture_url(question: Sequence[Mapping[str, Any]]) -> str:
     urls = picture_urls(question)
-    if len(urls) != 1:
-        reason = "NoPicture" if not urls else "SeveralPictures"
-        raise _Wrong(reason, f"the row has {len(urls)} pictures; exactly one image_url is supported")
+    if not urls:
+        raise RowWrong("NoPicture", "messages", "the row has 0 pictures; exactly one image_url is supported")
+    if len(urls) > 1:
+        raise RowWrong(
+            "SeveralPictures",
+            "messages",
+            f"the row has {len(urls)} pictures; exactly one image_url is supported",
+        )
     return urls[0]
 
 
-def _answer(text: str, task: Task, validator: AnswerValidator) -> dict[str, Any]:
+# ------------------------------------------------------------------ the answer
+def _answer(text: str, place: str, task: Task, validator: AnswerValidator) -> dict[str, Any]:
     answer = read_answer(text)
     if isinstance(answer, Unreadable):
-        raise _Wrong("UnreadableAnswer", f"the assistant's answer is {answer.reason}")
+        raise RowWrong("UnreadableAnswer", place, f"the assistant's answer is {answer.reason}")
+    _refuse_ambiguous(text, place)
     for name in task.scored_fields:
         if name not in answer:
-            raise _Wrong("InvalidAnswer", f"the answer has no {name}")
-        if str(answer[name]) not in task.classes(name):
-            known = ", ".join(task.classes(name))
-            raise _Wrong("UnknownClass", f"{name} is {str(answer[name])[:64]!r}; the task knows {known}")
+            raise RowWrong("InvalidAnswer", f"{place}.{name}", f"the answer has no {name}")
+        if answer[name] not in task.answer_schema["properties"][name]["enum"]:
+            raise RowWrong(
+                "UnknownClass", f"{place}.{name}", _unknown_class(name, answer[name], task.classes(name))
+            )
     error = next(iter(validator.iter_errors(answer)), None)
     if error is not None:
-        raise _Wrong("InvalidAnswer", f"the answer does not fit answerSchema: {error.message}"[:200])
-    _refuse_control_text(json.dumps(answer, ensure_ascii=False), "the answer")
+        detail = f"the answer does not fit answerSchema: {error.message}"
+        raise RowWrong("InvalidAnswer", place, detail[:MAX_DETAIL_CHARACTERS])
+    _refuse_control_text(json.dumps(answer, ensure_ascii=False), place, "the answer")
     return answer
+
+
+def _refuse_ambiguous(text: str, place: str) -> None:
+    """`read_answer` keeps the last of two equal keys: whichever was meant, the label is not to be trusted."""
+    try:
+        _json(_FENCE.sub("", text.strip()))
+    except _Repeated as repeated:
+        raise RowWrong(
+            "AmbiguousAnswer", f"{place}.{repeated.key}", f"the answer names {repeated.key!r} twice"
+        ) from None
+    except ValueError as error:
+        raise RowWrong("UnreadableAnswer", place, f"the assistant's answer is not JSON: {error}") from None
+
+
+def _unknown_class(name: str, value: Any, known: Sequence[str]) -> str:
+    said = str(value)[:64]
+    near = difflib.get_close_matches(said.strip().casefold(), known, n=1, cutoff=0.75)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{name} is {said!r}{meant}; the task knows {', '.join(known)}"[:MAX_DETAIL_CHARACTERS]
+
+
+def _check_labels(labels: Any, truth: Mapping[str, str], task: Task) -> None:
+    """When the single labels are exported beside the answer, at least one person must have said what it says."""
+    if not isinstance(labels, list):
+        return
+    name = task.decisive_field
+    said = [label.get("labels", label) for label in labels if isinstance(label, dict)]
+    values = [str(label[name]) for label in said if isinstance(label, dict) and name in label]
+    if values and truth[name] not in values:
+        raise RowWrong(
+            "LabelsDisagree",
+            f"labels.{name}",
+            f"the answer says {truth[name]!r}, the people {', '.join(sorted(set(values)))[:100]}",
+        )
 
 
 def _control(stored: Any) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ Folding two windows one after the other gives what folding their union gives; a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cutover.contract import (
@@ -56,6 +56,7 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
     folding = _Folding(ledger, wanted)
     rollout = wanted.rollout
     if REQUESTS in answers:
+        folding.find_restarts(answers[REQUESTS].of(rollout))
         for one in folding.own(answers[REQUESTS].of(rollout)):
             key = f"requests/{one.label('arm')}/{one.label('outcome')}"
             counted = one.label("arm") == "candidate" and one.label("outcome") in ANSWERED
@@ -111,6 +112,7 @@ class _Folding:
             {int(minute): list(pair) for minute, pair in ledger.cohorts.items()} if same_limit else {}
         )
         self.newest = -math.inf
+        self.restarts: dict[tuple[str, str], set[float]] = {}
         self.resets, self.refused = ledger.resets, ledger.refused
 
     def own(self, series: Iterable[Series], arm: str = "") -> list[Series]:
@@ -120,6 +122,18 @@ class _Folding:
             for s in merged(series)
             if (arm or s.label("arm")) != "candidate" or s.label("version") == self.wanted.version
         ]
+
+    def find_restarts(self, series: Iterable[Series]) -> None:
+        """A process that starts anew begins all its counters anew, also those that are past their old value by the
+        next scrape: one of them that fell tells of all, because a scrape gives all its samples one time."""
+        for one in merged(series):
+            last = self.series.get(series_id(REQUESTS, one.labels))
+            fallen = {at for at, _, reset in increments(one.samples, last) if reset}
+            if fallen:
+                self.restarts.setdefault(_target(one), set()).update(fallen)
+
+    def restarts_of(self, one: Series) -> Container[float]:
+        return self.restarts.get(_target(one), ())
 
     def add(self, key: str, amount: float) -> None:
         self.totals[key] = self.totals.get(key, 0.0) + amount
@@ -133,14 +147,15 @@ class _Folding:
             # A counter of somebody else: what it held before the rollout began is no evidence about it.
             first = min((s for s in one.samples if usable(s[1])), default=None)
             last = newest_before(one.samples, born_at) or (first if first and first[0] <= born_at else None)
-        grown = growth(one.samples, last)
+        restarts = self.restarts_of(one)
+        grown = growth(one.samples, last, restarts)
         self.add(key, grown.added)
         self.resets += grown.resets
         self.refused += grown.refused
         if grown.last is not None:
             self.series[name] = grown.last
         if cohort is not None and self.wanted.cost_limit is not None:
-            for at, added, _ in increments(one.samples, last):
+            for at, added, _ in increments(one.samples, last, restarts):
                 self.cohorts.setdefault(int(at // COHORT_SECONDS), [0.0, 0.0])[cohort] += added
                 self.newest = max(self.newest, at)
 
@@ -154,7 +169,8 @@ class _Folding:
         for name, total in whole.items():
             arm = total.label("arm") or "candidate"
             before = self.series.get(name)
-            everything = growth(total.samples, before)
+            restarts = self.restarts_of(total)
+            everything = growth(total.samples, before, restarts)
             for one in series:
                 edge = _edge_of(one)
                 if edge not in self.wanted.edges or series_id(metric, {**one.labels, "le": "+Inf"}) != name:
@@ -163,7 +179,7 @@ class _Folding:
                 last = self.series.get(own_name)
                 if last is None and before is not None:
                     last = newest_before(one.samples, before[0]) or min(one.samples, default=None)
-                fast = growth(one.samples, last)
+                fast = growth(one.samples, last, restarts)
                 self.add(f"{prefix}/{arm}/{edge_key(edge)}/fast", fast.added)
                 self.add(f"{prefix}/{arm}/{edge_key(edge)}/all", everything.added)
                 self.refused += fast.refused
@@ -212,7 +228,8 @@ class _Folding:
     def _close_cohorts(self) -> None:
         """Bet once per minute that is over, on its mean cost per answer; thin minutes join the next one."""
         limit = self.wanted.cost_limit
-        if limit is None or limit <= 0:
+        if limit is None or limit <= 0 or "cost/candidate" not in self.totals:
+            # Answers whose price was never seen are not free.
             return
         closed_before = (
             int((self.newest - COHORT_SECONDS) // COHORT_SECONDS) if math.isfinite(self.newest) else -1
@@ -227,6 +244,10 @@ class _Folding:
         if cost or requests:
             rest = self.cohorts.setdefault(closed_before, [0.0, 0.0])
             rest[0], rest[1] = rest[0] + cost, rest[1] + requests
+
+
+def _target(one: Series) -> tuple[str, str]:
+    return one.label("instance"), one.label("pod")
 
 
 def _edge_of(one: Series) -> float:

@@ -21,6 +21,8 @@ LEDGER_KEY = "ledger.json"
 MARKS_KEPT = 40
 SERIES_KEPT = 2000
 IDLE_SECONDS = 3600.0
+ENDED_SECONDS = 300.0
+"""A series that is this much older than the newest one has ended."""
 HIGHEST = "max:"
 """Begins the name of a total kept in the database: never folded away, since it comes back with its whole value."""
 EPOCH_SECONDS = 12 * 3600.0
@@ -69,7 +71,7 @@ class Ledger:
     incidents: int = 0
     resets: int = 0
     ended: int = 0
-    """Series that ended: what they counted after their last scrape is lost, and flagged here instead of guessed."""
+    """Ended series that were folded away because there were too many; see `lost_tails`."""
     refused: int = 0
     """Samples that no counter can have (NaN, infinite, negative)."""
 
@@ -88,6 +90,18 @@ class Ledger:
     def epochs(self, fresh_from: int = 1) -> list[tuple[int, Totals]]:
         """(index from 1, totals since then) of the marks at or after `fresh_from`."""
         return [(m.k - fresh_from + 1, minus(self.totals, m.totals)) for m in self.marks if m.k >= fresh_from]
+
+    @property
+    def lost_tails(self) -> int:
+        """Series that ended or began anew: what each counted after its last scrape nobody can know. 0 means that the
+        totals are whole. While all are away together (Prometheus is), none has ended."""
+        newest = max((at for at, _ in self.series.values()), default=0.0)
+        idle = sum(
+            newest - at > ENDED_SECONDS
+            for name, (at, _) in self.series.items()
+            if not name.startswith(HIGHEST)
+        )
+        return self.resets + self.ended + idle
 
     # ------------------------------------------------------------ moving on
     def with_mark(self, at: float, step: int | None = None) -> Ledger:

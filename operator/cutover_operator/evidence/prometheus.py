@@ -1,29 +1,49 @@
-"""Reads raw samples from Prometheus: one instant query `selector[window]` for all rollouts, kept for a moment.
+"""Reads raw samples from Prometheus: one instant query `{...}[window]` for many rollouts and all their metrics at once.
 
 I/O only: it judges nothing about the numbers. Every failure becomes an `Unavailable` with the reason in words. The
 window is wider than what is needed and samples already counted are skipped by timestamp, so it does not matter that
-Prometheus 2.x includes the window's left end and 3.x does not. For what is now no `time` is sent: the server's own clock
-rules.
+Prometheus 2.x includes the window's left end and 3.x does not. For what is now no
+`time` is sent: the server's own clock rules.
+
+Passes come in company (the work queue rounds their times), and one query answers for all whose turn it is: the rollouts
+that ask now, and those known to ask within the next moment. So there is about one query a second however many rollouts
+there are, and an answer is never older than that when it is used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 
-from cutover_operator.evidence.samples import Answer, Series, Unavailable
+from cutover.contract import DURATION, SHADOW_DURATION
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable
 
 WINDOWS_SECONDS = (120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
 SLACK_SECONDS = 60.0
+"""How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
-KEPT_ANSWERS = 256
+SHARED_SECONDS = 0.7
+"""Age up to which an answer is used again, and how far ahead a query asks for others. Below the second that lies
+between two companies of passes: the next one looks anew."""
+COMPANY_SECONDS = 0.02
+"""How long the first to ask waits for others."""
+TOGETHER = 250
+"""Rollouts in one query: bounds its text and its answer."""
+AT_ONCE = 4
+"""Queries at the same time for one Prometheus."""
+HISTOGRAMS = frozenset({DURATION, SHADOW_DURATION})
+
+Result = Mapping[str, Answer | Unavailable]
+"""By metric of the contract, and by selector for a user's own counters."""
 
 
 def window_for(age_seconds: float) -> int:
@@ -34,49 +54,191 @@ def window_for(age_seconds: float) -> int:
     return WINDOWS_SECONDS[-1]
 
 
+def query_for(group: Iterable[Asked], window_seconds: int) -> str:
+    """One selector for all metrics of all these rollouts.
+
+    A label that a metric does not carry matches the empty alternative: `le` is on histograms alone, `rollout` is not on
+    a gateway's own gauges, `gateway` is not on totals from the database.
+    """
+    asked = list(group)
+    names = {f"{m}_bucket" if m in HISTOGRAMS else m for one in asked for m in one.metrics}
+    matchers = [f'__name__=~"{_any_of(names)}"']
+    for label, values in (
+        ("rollout", {one.rollout for one in asked}),
+        ("gateway", {one.gateway for one in asked}),
+    ):
+        matchers.append(f'{label}=~"|{_any_of(values)}"')
+    edges = sorted({edge for one in asked for edge in one.edges})
+    if edges:
+        matchers.append(f'le=~"|{"|".join(_edge_pattern(edge) for edge in edges)}|\\\\+Inf"')
+    return f"{{{','.join(matchers)}}}[{window_seconds}s]"
+
+
+def _any_of(values: Iterable[str]) -> str:
+    return "|".join(re.escape(value).replace("\\", "\\\\") for value in sorted(values))
+
+
+def _edge_pattern(edge: float) -> str:
+    """`2` and `2.0`: how an edge is written depends on the client library and on the version of Prometheus."""
+    short = f"{edge:g}".replace(".", "\\\\.")
+    return short if "." in short else f"{short}|{short}\\\\.0"
+
+
+@dataclass(slots=True)
+class _Regular:
+    """A rollout that asks again and again."""
+
+    asked: Asked
+    window_seconds: int
+    due_at: float
+    """When it is expected next, by the monotonic clock."""
+
+
 @dataclass(slots=True)
 class _Kept:
-    result: Answer | Unavailable
+    asked: Asked
     window_seconds: int
-    at_monotonic: float
+    at: float
+    result: Result
+
+
+@dataclass(slots=True)
+class _Waiting:
+    asked: Asked
+    window_seconds: int
+    answered: asyncio.Future[Result]
+
+
+@dataclass(slots=True)
+class _Server:
+    """What is known about one Prometheus."""
+
+    regulars: dict[str, _Regular] = field(default_factory=dict)
+    kept: dict[str, _Kept] = field(default_factory=dict)
+    waiting: list[_Waiting] = field(default_factory=list)
+    own: dict[str, tuple[float, int, asyncio.Task[Answer | Unavailable]]] = field(default_factory=dict)
+    """A user's own counters: selector -> (when asked, window, answer)."""
+    going: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
 class Prometheus:
-    """One reader for all rollouts of an operator."""
+    """One reader for all rollouts of an operator. `clock` is monotonic."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeout_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        timeout_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._session = session
         self._timeout_seconds = timeout_seconds
-        self._kept: dict[tuple[str, str], _Kept] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._clock = clock
+        self._servers: dict[str, _Server] = {}
+        self._flushes: set[asyncio.Task[None]] = set()
 
-    async def read(
-        self, url: str, selector: str, window_seconds: int, max_age_seconds: float = 1.0
+    async def read(self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float) -> Result:
+        """The samples of the last `window_seconds`. The rollout is expected to ask again after `again_in_seconds`."""
+        url = url.rstrip("/")
+        server = self._servers.setdefault(url, _Server())
+        now = self._clock()
+        server.regulars[asked.rollout] = _Regular(asked, window_seconds, now + again_in_seconds)
+        own = asyncio.gather(*(self._own(url, server, one, window_seconds) for one in asked.custom))
+        common = await self._shared(url, server, asked, window_seconds)
+        return {**common, **dict(zip(asked.custom, await own, strict=True))}
+
+    # ------------------------------------------------------------ our metrics, for many at once
+    async def _shared(self, url: str, server: _Server, asked: Asked, window_seconds: int) -> Result:
+        kept = server.kept.get(asked.rollout)
+        if (
+            kept is not None
+            and self._clock() - kept.at <= SHARED_SECONDS
+            and kept.window_seconds >= window_seconds
+            and kept.asked == asked
+        ):
+            return kept.result
+        mine = _Waiting(asked, window_seconds, asyncio.get_running_loop().create_future())
+        server.waiting.append(mine)
+        if len(server.waiting) == 1:
+            task = asyncio.create_task(self._flush(url, server))
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
+        return await mine.answered
+
+    async def _flush(self, url: str, server: _Server) -> None:
+        await asyncio.sleep(COMPANY_SECONDS)
+        waiting, server.waiting = server.waiting, []
+        await asyncio.gather(
+            *(self._answer(url, server, window, group) for window, group in _groups(waiting))
+        )
+
+    async def _answer(self, url: str, server: _Server, window_seconds: int, group: list[_Waiting]) -> None:
+        now = self._clock()
+        members = {one.asked.rollout: one.asked for one in group}
+        for rollout, regular in _expected(server, window_seconds, now):
+            if len(members) >= TOGETHER:
+                break
+            members.setdefault(rollout, regular.asked)
+        result: Result
+        try:
+            async with server.going:
+                result = await self._metrics(url, list(members.values()), window_seconds)
+        except Exception as error:  # whoever waits must hear of it
+            for one in group:
+                if not one.answered.done():
+                    one.answered.set_exception(error)
+            raise
+        self._keep(server, members, window_seconds, result)
+        for one in group:
+            if not one.answered.done():
+                one.answered.set_result(result)
+
+    def _keep(
+        self, server: _Server, members: Mapping[str, Asked], window_seconds: int, result: Result
+    ) -> None:
+        """For a moment only: the samples of all rollouts together are not held in memory."""
+        self._let_go(server)
+        now = self._clock()
+        for rollout, asked in members.items():
+            server.kept[rollout] = _Kept(asked, window_seconds, now, result)
+        asyncio.get_running_loop().call_later(2 * SHARED_SECONDS, self._let_go, server)
+
+    def _let_go(self, server: _Server) -> None:
+        now = self._clock()
+        server.kept = {r: k for r, k in server.kept.items() if now - k.at <= SHARED_SECONDS}
+
+    async def _metrics(
+        self, url: str, members: list[Asked], window_seconds: int, at: float | None = None
+    ) -> Result:
+        names = {metric for one in members for metric in one.metrics}
+        answer = await self._ask(url, query_for(members, window_seconds), at)
+        if isinstance(answer, Unavailable):
+            return dict.fromkeys(names, answer)
+        rows: dict[str, list[Series]] = {name: [] for name in names}
+        for one in answer.series:
+            name = one.label("__name__")
+            metric = name.removesuffix("_bucket")
+            rows.setdefault(metric if metric in HISTOGRAMS else name, []).append(one)
+        return {name: Answer(tuple(found), answer.served_at) for name, found in rows.items()}
+
+    # ------------------------------------------------------------ a user's own counters
+    async def _own(
+        self, url: str, server: _Server, selector: str, window_seconds: int
     ) -> Answer | Unavailable:
-        """The samples of the last `window_seconds`; an answer at most `max_age_seconds` old is used again."""
-        key = (url.rstrip("/"), selector)
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            kept = self._kept.get(key)
-            fresh = kept is not None and time.monotonic() - kept.at_monotonic <= max_age_seconds
-            if kept is not None and fresh and kept.window_seconds >= window_seconds:
-                return kept.result
-            result = await self._ask(key[0], f"{selector}[{window_seconds}s]")
-            self._kept[key] = _Kept(result, window_seconds, time.monotonic())
-        self._forget()
-        return result
+        now = self._clock()
+        server.own = {k: v for k, v in server.own.items() if now - v[0] <= SHARED_SECONDS}
+        known = server.own.get(selector)
+        if known is None or known[1] < window_seconds:
+            task = asyncio.create_task(self._ask(url, f"{selector}[{window_seconds}s]"))
+            known = server.own[selector] = (now, window_seconds, task)
+        return await asyncio.shield(known[2])
 
-    async def read_past(
-        self, url: str, selector: str, window_seconds: int, at: float
-    ) -> Answer | Unavailable:
-        """The samples of the `window_seconds` before a moment in the past (Unix seconds); nothing is kept."""
-        return await self._ask(url.rstrip("/"), f"{selector}[{window_seconds}s]", at)
-
-    def _forget(self) -> None:
-        if len(self._kept) <= KEPT_ANSWERS:
-            return
-        for key in sorted(self._kept, key=lambda k: self._kept[k].at_monotonic)[: KEPT_ANSWERS // 2]:
-            if not self._locks[key].locked():
-                del self._kept[key], self._locks[key]
+    async def read_past(self, url: str, asked: Asked, window_seconds: int, at: float) -> Result:
+        """The samples of the `window_seconds` before a moment in the past (Unix seconds); nothing is kept or shared."""
+        url = url.rstrip("/")
+        found = dict(await self._metrics(url, [asked], window_seconds, at)) if asked.metrics else {}
+        for selector in asked.custom:
+            found[selector] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
+        return found
 
     async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:
         form = {"query": query} if at is None else {"query": query, "time": f"{at:.3f}"}
@@ -103,7 +265,9 @@ class Prometheus:
                 "BadAnswer", f"Prometheus at {url} answered more than {ANSWER_LIMIT_BYTES} bytes"
             )
         if status in (400, 422):
-            return Unavailable("QueryRefused", f"Prometheus at {url} refused {query}: {_error_text(body)}")
+            return Unavailable(
+                "QueryRefused", f"Prometheus at {url} refused {query[:200]}: {_error_text(body)}"
+            )
         if status != 200:
             return Unavailable("HttpError", f"Prometheus at {url} answered {status}: {_error_text(body)}")
         try:
@@ -112,6 +276,26 @@ class Prometheus:
             return Unavailable(
                 "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
             )
+
+
+def _groups(waiting: list[_Waiting]) -> Iterator[tuple[int, list[_Waiting]]]:
+    """Those that ask for the same window together, not more than go into one query."""
+    by_window: dict[int, list[_Waiting]] = {}
+    for one in waiting:
+        by_window.setdefault(one.window_seconds, []).append(one)
+    for window, group in by_window.items():
+        for start in range(0, len(group), TOGETHER):
+            yield window, group[start : start + TOGETHER]
+
+
+def _expected(server: _Server, window_seconds: int, now: float) -> Iterator[tuple[str, _Regular]]:
+    """The rollouts whose turn comes within the next moment; those that stopped asking are forgotten."""
+    for rollout, regular in list(server.regulars.items()):
+        late = now - regular.due_at
+        if late > 600.0:
+            del server.regulars[rollout]
+        elif regular.window_seconds == window_seconds and -SHARED_SECONDS <= late <= SHARED_SECONDS:
+            yield rollout, regular
 
 
 def _served_at(date: str | None) -> float:
@@ -142,5 +326,5 @@ def samples_of(document: Any, served_at: float) -> Answer:
     found = []
     for row in data["result"]:
         labels = {str(k): str(v) for k, v in row["metric"].items()}
-        found.append(Series(labels, tuple((float(at), float(value)) for at, value in row.get("values", []))))
+        found.append(Series(labels, [(float(at), float(value)) for at, value in row.get("values", [])]))
     return Answer(tuple(found), served_at)

@@ -6,7 +6,7 @@ zero because it was not seen.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -18,7 +18,6 @@ from cutover.contract import (
     FALLBACKS,
     LABELS_MATURED,
     REQUESTS,
-    ROLLOUT_NONE,
     ROUTE_GENERATION,
     SATISFACTION,
     SHADOW_DURATION,
@@ -30,6 +29,7 @@ from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
     Answer,
+    Asked,
     Series,
     Unavailable,
     merged,
@@ -42,9 +42,11 @@ OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
 class Samples(Protocol):
-    """Raw samples of the last `window_seconds`."""
+    """Raw samples of the last `window_seconds`, by metric and by selector of a user's own counter."""
 
-    async def read(self, url: str, selector: str, window_seconds: int) -> Answer | Unavailable: ...
+    async def read(
+        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+    ) -> Mapping[str, Answer | Unavailable]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Wish:
     wanted: Wanted
     shadow: bool = False
     satisfaction: bool = False
+    again_in_seconds: float = 30.0
+    """When it will be read next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,49 +72,30 @@ class Read:
     control_down: bool
 
 
-def selectors(wish: Wish) -> dict[str, str]:
-    """Metric -> selector. The same text for every rollout with the same gates, so that answers are shared."""
-    some = f'{{rollout!="{ROLLOUT_NONE}"}}'
-    found = {
-        ROUTE_GENERATION: ROUTE_GENERATION,
-        BREAKER_OPEN: f'{BREAKER_OPEN}{{arm="control"}}',
-        REQUESTS: REQUESTS + some,
-        COST: COST + some,
-        FALLBACKS: FALLBACKS + some,
-        LABELS_MATURED: LABELS_MATURED + some,
-    }
-    edges = "|".join(_edge_pattern(edge) for edge in wish.wanted.edges)
+def asked(wish: Wish) -> Asked:
+    """What must be read for the gates of a rollout."""
+    edges = frozenset(wish.wanted.edges)
+    metrics = {ROUTE_GENERATION, BREAKER_OPEN, REQUESTS, COST, FALLBACKS, LABELS_MATURED}
     if edges:
-        found[DURATION] = f'{DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
+        metrics.add(DURATION)
     if wish.shadow:
-        found[SHADOW_PAIRS] = SHADOW_PAIRS + some
+        metrics.add(SHADOW_PAIRS)
         if edges:
-            found[SHADOW_DURATION] = (
-                f'{SHADOW_DURATION}_bucket{{rollout!="{ROLLOUT_NONE}",le=~"{edges}|\\\\+Inf"}}'
-            )
+            metrics.add(SHADOW_DURATION)
     if wish.satisfaction:
-        found[SATISFACTION] = SATISFACTION + some
-    for _, bad, total in wish.wanted.custom:
-        found[bad], found[total] = bad, total
-    return found
+        metrics.add(SATISFACTION)
+    custom = tuple(selector for _, *pair in wish.wanted.custom for selector in pair)
+    return Asked(wish.wanted.rollout, wish.gateway, frozenset(metrics), edges, tuple(dict.fromkeys(custom)))
 
 
-def _edge_pattern(edge: float) -> str:
-    """`2` and `2.0`: how an edge is written depends on the client library and on the version of Prometheus."""
-    short = f"{edge:g}".replace(".", "\\\\.")
-    return short if "." in short else f"{short}|{short}\\\\.0"
-
-
-async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, now: float) -> Read:
-    """The ledger with everything counted that came since, or the reason why nothing can be said now."""
-    window = window_for(max(0.0, now - (ledger.written_at or ledger.started_at)))
-    wanted = selectors(wish)
-    results = await asyncio.gather(*(samples.read(wish.url, text, window) for text in wanted.values()))
-    answers = dict(zip(wanted, results, strict=True))
+async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, age_seconds: float) -> Read:
+    """The ledger with everything counted that came in the last `age_seconds`, or why nothing can be said now."""
+    window = window_for(max(0.0, age_seconds))
+    answers = await samples.read(wish.url, asked(wish), window, wish.again_in_seconds)
     return digest(answers, wish, ledger)
 
 
-def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
+def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
     """Judge the answers' availability, then fold those that can be trusted. Pure."""
     problem = _metrics_problem(answers, wish)
     good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
@@ -130,7 +115,14 @@ def digest(answers: dict[str, Answer | Unavailable], wish: Wish, ledger: Ledger)
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0
-            for s in _fresh([s for s in breaker.series if s.label("gateway") == wish.gateway], breaker)
+            for s in _fresh(
+                [
+                    s
+                    for s in breaker.series
+                    if (s.label("gateway"), s.label("arm")) == (wish.gateway, "control")
+                ],
+                breaker,
+            )
         ),
     )
 
@@ -140,7 +132,7 @@ def _fresh(series: list[Series], answer: Answer) -> list[Series]:
     return [s for s in series if answer.served_at - s.newest <= limit]
 
 
-def _metrics_problem(answers: dict[str, Answer | Unavailable], wish: Wish) -> Unavailable | None:
+def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) -> Unavailable | None:
     for metric, answer in answers.items():
         if isinstance(answer, Unavailable) and metric not in OPTIONAL:
             return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,6 +72,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What one rollout needs to know from Prometheus."""
+
+    rollout: str
+    """Value of the label `rollout`."""
+    gateway: str
+    metrics: frozenset[str]
+    """Names of the contract; a histogram without its suffix."""
+    edges: frozenset[float] = frozenset()
+    """Edges of the histograms, in seconds, besides +Inf."""
+    custom: tuple[str, ...] = ()
+    """Selectors of the user's own counters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unavailable:
     """Why there is no answer. Never a number, hence never a verdict."""
 
@@ -100,10 +115,15 @@ def series_id(metric: str, labels: Mapping[str, str]) -> str:
 def merged(series: Iterable[Series]) -> list[Series]:
     """One series per counter: a target scraped by two jobs, or by two replicas of Prometheus, is one counter still.
 
-    Counters are told apart by their own labels and the target's `instance` and `pod`; without those by every label.
+    Counters are told apart by their own labels and the target's `instance` and `pod`; without those by every label. A
+    job that names no `pod` is left out where another one names it for the same instance.
     """
+    series = list(series)
+    with_pod = {_without_pod(one) for one in series if "pod" in one.labels}
     found: dict[tuple[tuple[str, str], ...], Series] = {}
     for one in series:
+        if "pod" not in one.labels and "instance" in one.labels and _without_pod(one) in with_pod:
+            continue
         named = "instance" in one.labels or "pod" in one.labels
         labels = {k: v for k, v in one.labels.items() if k in OWN_LABELS} if named else dict(one.labels)
         key = tuple(sorted(labels.items()))
@@ -112,27 +132,34 @@ def merged(series: Iterable[Series]) -> list[Series]:
     return list(found.values())
 
 
+def _without_pod(one: Series) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, v) for k, v in one.labels.items() if k in OWN_LABELS and k != "pod"))
+
+
 def usable(value: float) -> bool:
     """Whether a counter can have this value."""
     return math.isfinite(value) and value >= 0.0
 
 
-def increments(samples: Iterable[Sample], last: Sample | None) -> Iterator[tuple[float, float, bool]]:
+def increments(
+    samples: Iterable[Sample], last: Sample | None, restarts: Container[float] = ()
+) -> Iterator[tuple[float, float, bool]]:
     """The steps of a counter after `last` as (time, events added, was a reset). Without `last` the series is new and
-    counts from 0: every series carries the rollout's own label, so nothing in it is older than the rollout."""
+    counts from 0: every series carries the rollout's own label, so nothing in it is older than the rollout.
+    `restarts`: times of samples that are known to be the first of a new process, whatever their value."""
     for at, value in sorted(dict(samples).items()):
         if (last is not None and at <= last[0]) or not usable(value):
             continue
         before = last[1] if last is not None else 0.0
-        reset = value < before
+        reset = value < before or (last is not None and at in restarts)
         yield at, value if reset else value - before, reset
         last = (at, value)
 
 
-def growth(samples: Sequence[Sample], last: Sample | None) -> Growth:
+def growth(samples: Sequence[Sample], last: Sample | None, restarts: Container[float] = ()) -> Growth:
     """The sum of a counter's increments, the sample to go on from, and what was odd about it."""
     added, resets = 0.0, 0
-    for _, step, reset in increments(samples, last):
+    for _, step, reset in increments(samples, last, restarts):
         added += step
         resets += reset
     newer = [s for s in samples if last is None or s[0] > last[0]]

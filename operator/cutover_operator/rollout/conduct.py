@@ -18,18 +18,19 @@ from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
 from cutover_operator.rollout.gates import advance_names, named_gates
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
+from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
 from cutover_operator.rollout.verdict import Bench, Verdict, judge, unavailable
 
 FIRST_SCRAPE_SECONDS = 120.0
 EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
 """A gate that must pass has not, or cannot be judged."""
-WATCH_SECONDS = 7 * 86400.0
 
 
 def _judged(d: Draft) -> tuple[Verdict, ...]:
     assert d.ledger is not None
-    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), d.world.evidence.labels)
+    incident = d.condition_is("SharedIncident", "True") and _incident_lasts(d)[0]
+    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), d.world.evidence.labels, incident)
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
 
 
@@ -170,7 +171,8 @@ def must_stop(d: Draft) -> bool:
         tail = " after the promotion" if d.promoted else f" at {step_title(d.step)}"
         return _stop(d, first.reason, first.message + tail)
     if failed:
-        return _incident(d, failed[0])
+        suspected = next((v for v in failed if v.suspected), failed[0])
+        return _incident(d, suspected)
     return _incident_over(d)
 
 
@@ -182,9 +184,10 @@ def _incident(d: Draft, verdict: Verdict) -> bool:
     if d.condition("SharedIncident", "True", verdict.reason, message):
         d.notice("SharedIncident", message, "Warning", stamp(d.now))
         d.ledger = d.ledger.after_incident(now)
-    else:
+        d.ledger_due = True
+    elif verdict.suspected or d.world.evidence.control_down:
         d.ledger = d.ledger.rolled_incident(now)
-    d.ledger_due = True
+        d.ledger_due = True
     _frozen(d, message)
     return True
 

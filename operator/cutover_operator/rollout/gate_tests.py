@@ -25,11 +25,10 @@ from cutover_operator.rollout.evalue import (
     mixture,
     refuted,
 )
+from cutover_operator.rollout.reviewers import RISK_PART, Noise, floor_for_fail, floor_for_pass
 
 COST_MIN_ANSWERS = 100
 VOTES_MIN = 100
-CONTROL_ALPHA = 0.05
-"""Proof wanted before a control is said to break a limit too."""
 SHARE_ALPHA = 1e-3
 
 Bools = NDArray[np.bool_]
@@ -55,7 +54,10 @@ class Judged:
     log_e_pass: Floats | None
     log_e_fail: Floats | None
     shared: Bools
-    """A fail that the control shares: it breaks the same limit, and the candidate is not worse by a ratio."""
+    """A fail that nobody is to blame for yet: the control may break the same limit, or is in an incident that is not
+    over, and the candidate is not proven worse by a ratio."""
+    suspected: Bools
+    """A fail while the control looks as if it broke the same limit now."""
     against_control: Bools
     """A fail by comparison with the control."""
 
@@ -107,7 +109,7 @@ def portion(part: ArrayLike, whole: ArrayLike) -> Floats:
         return np.where(n > 0, np.asarray(part, dtype=np.float64) / n, np.nan)
 
 
-def share_violation(counts: Counts, k: ArrayLike, limit: float) -> Floats:
+def share_violation(counts: Counts, k: ArrayLike | None, limit: float) -> Floats:
     """Evidence that a bad share is above its limit, by a mixture over epochs."""
     return mixture(log_e(counts.bad, counts.good, limit, 1, KAPPA_SHARE), k)
 
@@ -131,6 +133,29 @@ def ratio_violation(segments: Segments, ratio: float) -> Floats:
     return np.asarray(found.sum(axis=0))
 
 
+def _suspected(
+    epochs: Counts, mirrored: Counts | None, control: Counts, k: ArrayLike | None, limit: float
+) -> Bools:
+    """Whether the control's answers since the epoch that shows the candidate's breach best speak for a breach too.
+
+    Any evidence above none will do: who is blamed wrongly goes back to a control in trouble, while a wrong suspicion only
+    waits until the control has answered a few requests well.
+    """
+    strength = log_e(epochs.bad, epochs.good, limit, 1, KAPPA_SHARE)
+    if mirrored is not None:
+        strength = np.maximum(strength, log_e(mirrored.bad, mirrored.good, limit, 1, KAPPA_SHARE))
+    if k is not None:
+        at = np.asarray(k)
+        at = at.reshape(*at.shape, *(1,) * (strength.ndim - at.ndim))
+        strength = np.where(at > 0, strength, -np.inf)
+    best = np.argmax(strength, axis=0)[None]
+    bad, good = (
+        np.take_along_axis(np.broadcast_to(part, strength.shape), best, axis=0)[0]
+        for part in (np.asarray(control.bad), np.asarray(control.good))
+    )
+    return np.asarray(log_e(bad, good, limit, 1, KAPPA_SHARE) > 0.0)
+
+
 def _averaged(one: Floats, other: Floats) -> Floats:
     """The mean of two e-values about one hypothesis, whatever their dependence (Vovk and Wang, 2021)."""
     return np.asarray(np.logaddexp(one, other) - np.log(2.0))
@@ -143,7 +168,7 @@ def _coded(fail: Bools, good: Bools) -> NDArray[np.int8]:
 def judge_share(
     total: Counts,
     epochs: Counts,
-    k: ArrayLike,
+    k: ArrayLike | None,
     control_epochs: Counts,
     segments: Segments,
     *,
@@ -154,11 +179,13 @@ def judge_share(
     margin: float | None,
     default_margin: float,
     mirrored: Counts | None = None,
+    incident: ArrayLike = False,
 ) -> Judged:
     """A bad share that must stay at or below `limit` (errors, slow answers, custom counters).
 
     `total` is what has been counted since judging began, `floor` what this step's certificate may tolerate,
-    `mirrored` the same outcomes of mirrored requests per epoch. `fail_alpha` 0: the gate never rolls back.
+    `mirrored` the same outcomes of mirrored requests per epoch, `incident` whether a shared incident is not over.
+    `fail_alpha` 0: the gate never rolls back.
     """
     n, value = total.all, portion(total.bad, total.all)
     log_fail = share_violation(epochs, k, limit)
@@ -170,10 +197,10 @@ def judge_share(
     ratio = np.zeros_like(log_fail)
     if margin is not None or breach.any():
         ratio = ratio_violation(segments, 1.0 + (margin if margin is not None else default_margin))
-    shared = np.zeros_like(breach)
+    shared = suspected = np.zeros_like(breach)
     if breach.any():
-        control = share_violation(control_epochs, k, limit)
-        shared = breach & (control >= log_level(CONTROL_ALPHA)) & (ratio < level)
+        suspected = breach & _suspected(epochs, mirrored, control_epochs, k, limit)
+        shared = breach & (suspected | np.asarray(incident)) & (ratio < level)
     worse = ~breach & (ratio >= level) if margin is not None else np.zeros_like(breach)
     good = (value <= limit) & (log_pass >= log_level(pass_alpha))
     return Judged(
@@ -183,6 +210,7 @@ def judge_share(
         log_pass,
         np.where(worse, ratio, log_fail),
         shared,
+        suspected,
         worse,
     )
 
@@ -190,7 +218,7 @@ def judge_share(
 def judge_accuracy(
     total: Labels,
     epochs: Labels,
-    k: ArrayLike,
+    k: ArrayLike | None,
     control: Labels,
     *,
     limit: float | None,
@@ -199,10 +227,13 @@ def judge_accuracy(
     pass_alpha: ArrayLike,
     margin: float | None,
     available: ArrayLike = True,
+    noise: Noise | None = None,
 ) -> Judged:
     """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
 
-    Missing labels count against what is being proven: as wrong for a pass, as right for a fail.
+    Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
+    floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
+    part of the risk pays for the bounds.
     """
     n, value = total.all, portion(total.right, total.all)
     shape = np.broadcast_shapes(n.shape, np.shape(fail_alpha), np.shape(available))
@@ -211,18 +242,23 @@ def judge_accuracy(
     fail, proven = np.zeros(shape, bool), np.ones(shape, bool)
     if limit is not None:
         held = np.asarray(epochs.right) + epochs.missing
-        log_fail = mixture(log_e(held, epochs.wrong, limit, -1, KAPPA_ACCURACY), k)
-        certified = limit if floor is None else floor
-        log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certified, 1, KAPPA_ACCURACY)
-        fail = fail | (log_fail >= log_level(level_alpha))
-        proven = proven & (log_pass >= log_level(pass_alpha)) & (value >= limit)
+        refuse = aim = np.asarray(limit, dtype=np.float64)
+        certify, risk_left = np.asarray(limit if floor is None else floor), 1.0
+        if noise is not None:
+            refuse, certify = floor_for_fail(refuse, noise), floor_for_pass(certify, noise)
+            aim, risk_left = floor_for_pass(limit, noise), 1.0 - RISK_PART
+        log_fail = mixture(log_e(held, epochs.wrong, refuse, -1, KAPPA_ACCURACY), k)
+        log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certify, 1, KAPPA_ACCURACY)
+        fail = fail | (log_fail >= log_level(level_alpha * risk_left))
+        proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:
         below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
         worse, proven = ~fail & below, proven & within
     code = _coded(fail | worse, proven & (n > 0))
     code = np.where((code != Code.FAIL) & ~np.asarray(available), Code.UNAVAILABLE, code).astype(np.int8)
-    return Judged(code, value, n, log_pass, log_fail, np.zeros(shape, bool), worse)
+    nobody = np.zeros(shape, bool)
+    return Judged(code, value, n, log_pass, log_fail, nobody, nobody, worse)
 
 
 def compare_accuracy(
@@ -254,7 +290,7 @@ def judge_cost(
     fail = above & (wealth >= log_level(fail_alpha))
     good = ~above & (n >= COST_MIN_ANSWERS)
     none = np.zeros(n.shape, bool)
-    return Judged(_coded(fail, good), mean, n, None, wealth, none, none)
+    return Judged(_coded(fail, good), mean, n, None, wealth, none, none, none)
 
 
 def judge_satisfaction(
@@ -265,9 +301,8 @@ def judge_satisfaction(
     evidence = ratio_violation(segments, 1.0 + margin)
     fail = evidence >= log_level(fail_alpha)
     fine = value <= (1 + margin) * portion(control.bad, control.all)
-    return Judged(
-        _coded(fail, (n >= VOTES_MIN) & fine), value, n, None, evidence, np.zeros(n.shape, bool), fail
-    )
+    none = np.zeros(n.shape, bool)
+    return Judged(_coded(fail, (n >= VOTES_MIN) & fine), value, n, None, evidence, none, none, fail)
 
 
 def odd_share(mine: ArrayLike, theirs: ArrayLike, asked: ArrayLike) -> Bools:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Protocol
@@ -10,7 +13,8 @@ from typing import Protocol
 import yaml
 from pydantic import ValidationError
 
-from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
+from cutover.api.base import to_seconds
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus
 from cutover.contract import (
     GATEWAY_KEY,
     LABEL_GATEWAY,
@@ -47,19 +51,40 @@ class Gateways(Protocol):
     async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]: ...
 
 
-class Watchtower:
-    """Everything a pass reads, over kept connections."""
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a checkpoint amounts to with all samples up to a moment. Folding goes on from here: it is associative."""
 
-    def __init__(self, kube: Reader, samples: Samples, gateways: Gateways, site: Site) -> None:
+    stored: Ledger
+    wish: Wish
+    current: Ledger
+    at: float
+
+
+class Watchtower:
+    """Everything a pass reads, over kept connections. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        kube: Reader,
+        samples: Samples,
+        gateways: Gateways,
+        site: Site,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._kube = kube
         self._samples = samples
         self._gateways = gateways
         self._site = site
+        self._clock = clock
+        self._counted: dict[str, _Counted] = {}
+        """By namespace/name; lost with the process, and then made again from the checkpoint."""
 
     async def look(self, namespace: str, name: str, now: datetime) -> World | Unreadable | None:
         """The world of a rollout; None when there is no such object. Raises KubeError."""
         obj = await self._kube.get(MODEL_ROLLOUTS, namespace, name)
         if obj is None:
+            self._forget(namespace, name)
             return None
         try:
             rollout = ModelRollout.from_object(obj)
@@ -70,17 +95,17 @@ class Watchtower:
         child = short_name(name, "candidate")
         gateway = spec.gateway_ref
         run = spec.candidate.training_run_ref
-        config, route_map, ledger_map, deployment, service = await asyncio.gather(
+        config, route_map, ledger_map, deployment, service, gateway_pods = await asyncio.gather(
             kube.get(CONFIG_MAPS, namespace, gateway_config_map(gateway)),
             kube.get(CONFIG_MAPS, namespace, route_config_map(gateway)),
             kube.get(CONFIG_MAPS, namespace, ledger_name(name)),
             kube.get(DEPLOYMENTS, namespace, child),
             kube.get(SERVICES, namespace, child),
-        )
-        pods, gateway_pods = await asyncio.gather(
-            kube.list(PODS, namespace, selector_text(owner)),
             kube.list(PODS, namespace, f"{LABEL_GATEWAY}={gateway}"),
         )
+        # A candidate's pods tell only why they are not ready.
+        trouble = deployment is not None and not _all_ready(deployment)
+        pods = await kube.list(PODS, namespace, selector_text(owner)) if trouble else []
         route = read_route(route_map)
         rollouts = await self._neighbours(owner, route_map, route)
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
@@ -88,7 +113,7 @@ class Watchtower:
         report_map = await kube.get(CONFIG_MAPS, namespace, report_name(name)) if ended else None
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
-            self._gateways.ask(gateway_pods), self._evidence(owner, spec, rollout, ledger_map, now)
+            self._gateways.ask(gateway_pods), self._stored(owner, spec, rollout.status, ledger_map, now)
         )
         return World(
             parent=obj,
@@ -122,11 +147,17 @@ class Watchtower:
         ]
         return tuple(_neighbour(obj) for obj in found if obj is not None)
 
-    async def _evidence(
+    async def evidence(self, world: World, now: datetime) -> Evidence:
+        """What is known by now about a rollout whose checkpoint is the one in `world`."""
+        seen = world.evidence
+        owner = Owner(world.name, world.namespace, world.uid)
+        return await self._evidence(owner, world.spec, world.status, seen.stored, seen.config_map, now)
+
+    async def _stored(
         self,
         owner: Owner,
         spec: ModelRolloutSpec,
-        rollout: ModelRollout,
+        status: ModelRolloutStatus,
         config_map: Object | None,
         now: datetime,
     ) -> Evidence:
@@ -134,7 +165,19 @@ class Watchtower:
             stored = from_config_map(config_map, owner.uid)
         except LedgerError as error:
             return Evidence(config_map=config_map, damaged=str(error))
-        if stored is None or rollout.status.finish not in (None, "Promoted"):
+        return await self._evidence(owner, spec, status, stored, config_map, now)
+
+    async def _evidence(
+        self,
+        owner: Owner,
+        spec: ModelRolloutSpec,
+        status: ModelRolloutStatus,
+        stored: Ledger | None,
+        config_map: Object | None,
+        now: datetime,
+    ) -> Evidence:
+        if stored is None or status.finish not in (None, "Promoted"):
+            self._counted.pop(_place(owner), None)
             return Evidence(stored=stored, config_map=config_map, current=stored)
         url = spec.analysis.prometheus.url or self._site.prometheus_url
         allowed = (*self._site.allowed_urls, self._site.prometheus_url)
@@ -143,7 +186,14 @@ class Watchtower:
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
-        read = await read_evidence(self._samples, _wish(owner, spec, stored, url), stored, now.timestamp())
+        wish = _wish(owner, spec, stored, url)
+        base, age = stored, now.timestamp() - (stored.written_at or stored.started_at)
+        at, known = self._clock(), self._counted.get(_place(owner))
+        if known is not None and (known.stored, known.wish) == (stored, wish):
+            base, age = known.current, at - known.at
+        read = await read_evidence(self._samples, wish, base, age)
+        if read.metrics is None:
+            self._counted[_place(owner)] = _Counted(stored, wish, read.current, at)
         return Evidence(
             stored=stored,
             config_map=config_map,
@@ -154,6 +204,13 @@ class Watchtower:
             requests_per_second=read.requests_per_second,
             control_down=read.control_down,
         )
+
+    def _forget(self, namespace: str, name: str) -> None:
+        self._counted.pop(f"{namespace}/{name}", None)
+
+
+def _place(owner: Owner) -> str:
+    return f"{owner.namespace}/{owner.name}"
 
 
 def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
@@ -168,7 +225,13 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
         wanted=Wanted(rollout_key(owner.uid), ledger.version, edges(spec), cost_limit(spec), custom),
         shadow=any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
+        again_in_seconds=to_seconds(spec.analysis.interval),
     )
+
+
+def _all_ready(deployment: Object) -> bool:
+    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
+    return all(int(status.get(name) or 0) >= wanted for name in ("readyReplicas", "updatedReplicas"))
 
 
 def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
@@ -181,13 +244,18 @@ def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:
     return config if isinstance(config, GatewayConfig) else f"ConfigMap {name}, key {GATEWAY_KEY}: {config}"
 
 
-@lru_cache(maxsize=64)
 def _read_config(text: str) -> GatewayConfig | str:
-    """Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
+    json_text, problem = _as_json(text)
+    return problem or GatewayConfig.model_validate_json(json_text)
+
+
+@lru_cache(maxsize=4096)
+def _as_json(text: str) -> tuple[str, str]:
+    """(JSON, or why it is none). Reading YAML costs more than the rest of a pass, and this text hardly ever changes."""
     try:
-        return GatewayConfig.model_validate(yaml.safe_load(text))
+        return GatewayConfig.model_validate(yaml.safe_load(text)).model_dump_json(by_alias=True), ""
     except (ValidationError, yaml.YAMLError) as error:
-        return _short(error)
+        return "", _short(error)
 
 
 def _short(error: Exception) -> str:

@@ -12,10 +12,13 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cutover_operator.rollout.evalue import KAPPA_SHARE, log_e
 from cutover_operator.rollout.gate_tests import Bools, Code
 
 INCIDENT_ANSWERS = 20
-"""Answers of the control within a limit before an incident is over."""
+"""Least answers of the control within its limit before an incident is over."""
+INCIDENT_PROOF = 5.0
+"""E-value wanted against "the control's share of errors is twice its limit"."""
 
 
 class Move(IntEnum):
@@ -60,7 +63,11 @@ def choose(
 def incident_lasts(
     bad: ArrayLike, answers: ArrayLike, limit: ArrayLike, control_down: ArrayLike = False
 ) -> Bools:
-    """Whether a shared incident goes on: the control has not answered enough within its limit since the last bad look."""
-    n = np.asarray(answers, dtype=np.float64)
-    allowed = np.asarray(limit, dtype=np.float64) * n
-    return np.asarray(np.asarray(control_down) | (n < INCIDENT_ANSWERS) | (np.asarray(bad) > allowed))
+    """Whether a shared incident goes on: since the last bad look the control has not answered enough within its limit,
+    or not yet so well that twice the limit is out of the question. Few good answers come in the worst of hours too."""
+    n, errors = np.asarray(answers, dtype=np.float64), np.asarray(bad, dtype=np.float64)
+    allowed = np.asarray(limit, dtype=np.float64)
+    trusted = log_e(errors, n - errors, np.minimum(2 * allowed, 0.5), -1, KAPPA_SHARE) >= np.log(
+        INCIDENT_PROOF
+    )
+    return np.asarray(np.asarray(control_down) | (n < INCIDENT_ANSWERS) | (errors > allowed * n) | ~trusted)

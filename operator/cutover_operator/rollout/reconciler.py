@@ -12,6 +12,7 @@ from cutover_operator.port import MODEL_ROLLOUTS, Kube
 from cutover_operator.rollout.decide import decide
 from cutover_operator.rollout.gateways import GatewayReports
 from cutover_operator.rollout.gather import Watchtower
+from cutover_operator.rollout.memory import Memory
 from cutover_operator.rollout.resources import Images
 from cutover_operator.rollout.world import Site, Unreadable, World
 from cutover_operator.settings import Settings
@@ -27,6 +28,7 @@ class RolloutReconciler:
             images=Images(settings.engine_image, settings.vllm_image, settings.tgi_image),
         )
         self._watchtower = Watchtower(kube, Prometheus(session), GatewayReports(session), site)
+        self.memory = Memory(self._watchtower)
 
     async def gather(self, key: Key, now: datetime) -> World | Unreadable | None:
         """None when the object is gone. Raises KubeError."""

@@ -91,14 +91,12 @@ def selector_text(owner: Owner) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted(selector(owner).items()))
 
 
-def owned_metadata(owner: Owner, name: str, owned: bool = True) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
+def owned_metadata(owner: Owner, name: str) -> dict[str, Any]:
+    return {
         "name": name,
         "namespace": owner.namespace,
         "labels": {**labels(owner), **selector(owner)},
-    }
-    if owned:
-        metadata["ownerReferences"] = [
+        "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
                 "kind": "ModelRollout",
@@ -107,15 +105,28 @@ def owned_metadata(owner: Owner, name: str, owned: bool = True) -> dict[str, Any
                 "controller": True,
                 "blockOwnerDeletion": True,
             }
-        ]
-    return metadata
+        ],
+    }
 
 
-def service(owner: Owner, owned: bool = True) -> dict[str, Any]:
+def released(live: dict[str, Any]) -> dict[str, Any]:
+    """A live Deployment or Service as it is, but owned by nobody: applied, it outlives the rollout."""
+    metadata = {
+        key: live["metadata"][key] for key in ("name", "namespace", "labels") if key in live["metadata"]
+    }
+    return {
+        "apiVersion": live["apiVersion"],
+        "kind": live["kind"],
+        "metadata": metadata,
+        "spec": live["spec"],
+    }
+
+
+def service(owner: Owner) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": owned_metadata(owner, short_name(owner.name, "candidate"), owned),
+        "metadata": owned_metadata(owner, short_name(owner.name, "candidate")),
         "spec": {
             "selector": selector(owner),
             "ports": [{"name": "http", "port": PORT_ENGINE, "targetPort": "http", "protocol": "TCP"}],
@@ -123,9 +134,7 @@ def service(owner: Owner, owned: bool = True) -> dict[str, Any]:
     }
 
 
-def deployment(
-    spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images: Images, owned: bool = True
-) -> dict[str, Any]:
+def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images: Images) -> dict[str, Any]:
     """The candidate's pods. New pods come up before old ones go, and get traffic only when /health says so."""
     serving = spec.serving
     files = _Files()
@@ -202,7 +211,7 @@ def deployment(
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": owned_metadata(owner, short_name(owner.name, "candidate"), owned),
+        "metadata": owned_metadata(owner, short_name(owner.name, "candidate")),
         "spec": {
             "replicas": serving.replicas,
             "progressDeadlineSeconds": max(60, round(to_seconds(serving.start_deadline)) + 60),

@@ -16,7 +16,17 @@ from pydantic import ValidationError
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
-from cutover.contract import LABEL_GATEWAY, ROLLOUT_NONE, ROUTE_KEY, STRATUM_ALL, route_config_map
+from cutover.contract import (
+    LABEL_GATEWAY,
+    LABEL_MANAGED_BY,
+    LABEL_OWNER_KIND,
+    LABEL_OWNER_NAME,
+    MANAGED_BY,
+    ROLLOUT_NONE,
+    ROUTE_KEY,
+    STRATUM_ALL,
+    route_config_map,
+)
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Route
 
 HOLDER = "cutover.dev/held-by"
@@ -154,7 +164,14 @@ def config_map(
     metadata.setdefault("name", route_config_map(gateway))
     metadata.setdefault("namespace", namespace)
     metadata.pop("managedFields", None)
-    metadata["labels"] = {**(metadata.get("labels") or {}), LABEL_GATEWAY: gateway}
+    # The owner's labels let the watch see whoever moves the route.
+    metadata["labels"] = {
+        **(metadata.get("labels") or {}),
+        LABEL_GATEWAY: gateway,
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_OWNER_KIND: "ModelRollout",
+        LABEL_OWNER_NAME: holder[0][:63],
+    }
     metadata["annotations"] = {**(metadata.get("annotations") or {}), HOLDER: "/".join(holder)}
     obj["data"] = {
         **(obj.get("data") or {}),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-from cutover_operator.evidence.ledger import EPOCH_SECONDS
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
@@ -19,10 +19,15 @@ from cutover_operator.rollout import report_map, resources, routing
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
+from cutover_operator.rollout.news import is_news
 from cutover_operator.rollout.report import write_report
+from cutover_operator.rollout.risk import epoch_due
 from cutover_operator.rollout.serving import health
 
 CHECKPOINT_SECONDS = 300.0
+EARLY_SECONDS = 10.0
+"""A step that is young doubles its evidence quickly: the checkpoint, and with it the figures in status, come earlier."""
+COUNTED = ("requests/", "shadow/", "labels/")
 OUT_OF_SYNC_SECONDS = 1.0
 
 
@@ -42,30 +47,34 @@ def settle(draft: Draft) -> Plan:
             "conditions": [draft.conditions[t] for t in CONDITIONS if t in draft.conditions],
         }
     )
+    old = draft.world.status
+    routine = not is_news(old, status.model_copy(update={"ledger": old.ledger}))
+    if routine and status.ledger == old.ledger:
+        status = old
     return Plan(
         status=status.to_wire(),
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
         again_in_seconds=draft.again_in_seconds,
+        routine=routine and not after,
     )
 
 
 def _checkpoint(draft: Draft, before: list[Action]) -> None:
-    """Keep the ledger before anything that stands on it; otherwise every five minutes, with a drift epoch every 12 h."""
+    """Keep the ledger before anything that stands on it; otherwise every five minutes, with a drift epoch when it is due."""
     ledger, stored = draft.ledger, draft.world.evidence.stored
     if ledger is None or draft.world.deleted_at is not None:
         return
     now = draft.now.timestamp()
     active = draft.running or draft.promoted
-    if (
-        active
-        and draft.status.step_confirmed_at
-        and now - max((m.at for m in ledger.marks), default=now) >= EPOCH_SECONDS
-    ):
+    times = [mark.at for mark in ledger.marks] or [now]
+    if active and draft.status.step_confirmed_at and epoch_due(min(times), max(times), now):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
-    due = draft.ledger_due or (active and now - ledger.written_at >= CHECKPOINT_SECONDS)
+    age = now - ledger.written_at
+    old = age >= CHECKPOINT_SECONDS or (age >= EARLY_SECONDS and _doubled(ledger, stored, draft.status.step))
+    due = draft.ledger_due or (active and old)
     if not due:
         return
     if stored is not None and stored.revision > ledger.revision:
@@ -82,6 +91,16 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     before.append(Swap(obj))
     draft.ledger = ledger
     draft.set(ledger=draft.ledger_ref(ledger))
+
+
+def _doubled(ledger: Ledger, stored: Ledger | None, step: int) -> bool:
+    """Twice as much is known about this step as the last checkpoint says, and so the status shows."""
+    known, kept = _events(ledger, step), _events(stored, step) if stored is not None else 0.0
+    return known > 0 and known >= 2 * kept
+
+
+def _events(ledger: Ledger, step: int) -> float:
+    return sum(n for key, n in ledger.since_step(step).items() if key.startswith(COUNTED))
 
 
 # ---------------------------------------------------------------- route
@@ -205,16 +224,17 @@ def _children(draft: Draft, after: list[Action]) -> None:
                     Delete(resource, world.namespace, live["metadata"]["name"], live["metadata"].get("uid"))
                 )
         return
+    if draft.orphan_children:
+        # What serves now stays as it is, whether or not the TrainingRun it came from still exists.
+        after.extend(Apply(resources.released(live)) for live in (world.deployment, world.service) if live)
+        return
     if spec.serving.engine == "external" or draft.model is None:
         return
-    owned = not draft.orphan_children
     wanted = (
-        resources.deployment(spec, draft.model, draft.owner, world.site.images, owned),
-        resources.service(draft.owner, owned),
+        resources.deployment(spec, draft.model, draft.owner, world.site.images),
+        resources.service(draft.owner),
     )
-    if draft.orphan_children:
-        after.extend(Apply(obj) for obj in wanted)
-    elif draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
+    if draft.status.phase in ("Starting", *RUNNING, "Promoted") and world.deleted_at is None:
         same_model = draft.status.candidate_version in ("", draft.model.version) and (
             draft.ledger is None or draft.ledger.files in ("", draft.model.digest)
         )

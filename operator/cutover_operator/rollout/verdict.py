@@ -17,7 +17,7 @@ import numpy as np
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
 from cutover_operator.evidence.ledger import Ledger, Totals, minus
 from cutover_operator.evidence.samples import Unavailable
-from cutover_operator.rollout import gate_tests
+from cutover_operator.rollout import gate_tests, risk
 from cutover_operator.rollout.counts import (
     Pair,
     answered,
@@ -72,7 +72,10 @@ class Verdict:
     log_e_pass: float | None = None
     log_e_fail: float | None = None
     shared: bool = False
-    """A fail that the control shares: it breaks the same limit, and the candidate is not worse by a ratio."""
+    """A fail that nobody is to blame for yet: the control may break the same limit, and the candidate is not worse by a
+    ratio."""
+    suspected: bool = False
+    """A fail while the control looks as if it broke the same limit now."""
     code: Code = Code.INSUFFICIENT
 
     def to_status(self) -> GateStatus:
@@ -103,6 +106,8 @@ class Bench:
     """Unix seconds, for rates only."""
     labels: Unavailable | None = None
     """Why labels are not to be had, when they are not."""
+    incident: bool = False
+    """A shared incident began and is not over."""
 
     @property
     def risk(self) -> float:
@@ -110,7 +115,7 @@ class Bench:
 
     def spent(self, alpha: float) -> float:
         """What is left of a risk after shared incidents made the tests start anew."""
-        return alpha / float(2**self.ledger.incidents)
+        return float(risk.spent(alpha, self.ledger.incidents))
 
 
 def judge(bench: Bench, gate: NamedGate) -> Verdict:
@@ -153,6 +158,7 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
         margin=margin,
         default_margin=DEFAULT_RATIO_MARGIN,
         mirrored=_stacked([shadow(t) for _, t in since]) if shadow is not None else None,
+        incident=bench.incident,
     )
     value, n = _float(found.value), float(found.samples)
     what = _what(gate, value, n, share_limit)
@@ -162,7 +168,7 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
     if found.code == Code.FAIL:
         if shadow is not None and n == 0:
             what = _what(gate, _portion(shadow(totals)), sum(shadow(totals)), share_limit, "mirrored ")
-        tail = "; the control breaks the same limit" if found.shared else ""
+        tail = "; the control breaks the same limit" if found.suspected else ""
         return _made(gate, found, what + tail, limit, REASONS[gate.metric])
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
@@ -323,6 +329,7 @@ def _made(gate: NamedGate, found: Judged, message: str, limit: float | None, rea
         _float(found.log_e_pass),
         _float(found.log_e_fail),
         bool(found.shared),
+        bool(found.suspected),
         Code(int(found.code)),
     )
 

@@ -1,14 +1,16 @@
 """One database, SQLite or PostgreSQL: transactions, totals that add up, and migrations that replicas run one at a time.
 
-`read` and `write` raise `DatabaseDown` when the database cannot be reached, and only then. On SQLite a writer takes the
-write lock when it begins, so that two processes wait for one another instead of failing half-way.
+`read` and `write` raise `DatabaseDown` when the database cannot be reached or cannot carry out a sound statement now
+(read-only, full, too busy), and only then. On SQLite a writer takes the write lock when it begins, so that two processes
+wait for one another instead of failing half-way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,16 @@ _MIGRATION_LOCK = 0x63_75_74_6F_76_65_72
 """Key of the advisory lock; any constant that nothing else in the database uses."""
 
 
+_ERASURES = 0x63_75_74_6F
+_ERASURE_LOCKS = 64
+"""Advisory locks that keep an assessment's records and its deletion apart: few, for a batch names many assessments."""
+_NOT_NOW = frozenset({"08", "0A", "25", "40", "53", "54", "55", "57", "58", "F0", "XX"})
+"""SQLSTATE classes that say nothing about the values: connection, feature, transaction state (read-only), rollback
+(deadlock), resources (disk, memory), limits, locks, operator, system, configuration, internal."""
+
+
 class DatabaseDown(RuntimeError):
-    """The database cannot be reached now."""
+    """The database cannot be reached now, or cannot do anything now."""
 
 
 class Database:
@@ -80,14 +90,33 @@ class Database:
             await connection.execution_options(cutover_readonly=readonly)
             async with connection.begin():
                 yield connection
+        except TimeoutError as error:
+            raise DatabaseDown("no answer in time") from error
         except (OperationalError, InterfaceError) as error:
             raise DatabaseDown(f"connection lost: {type(error.orig).__name__}") from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise DatabaseDown(f"connection lost: {type(error.orig).__name__}") from error
+            state = sqlstate(error)
+            if state is not None and state[:2] in _NOT_NOW:
+                raise DatabaseDown(f"cannot be done now: SQLSTATE {state}") from error
             raise
         finally:
             await asyncio.shield(connection.close())
+
+    async def hold_apart(
+        self, connection: AsyncConnection, assessment_ids: Iterable[str], *, alone: bool
+    ) -> None:
+        """Until the transaction ends: many may write records of an assessment at once, its deletion is alone.
+
+        SQLite has one writer at a time anyway.
+        """
+        if not self.is_postgresql:
+            return
+        kind = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+        keys = sorted({zlib.crc32(name.encode()) % _ERASURE_LOCKS for name in assessment_ids})
+        for key in keys:
+            await connection.execute(text(f"SELECT {kind}(:space, :key)"), {"space": _ERASURES, "key": key})
 
     async def migrate(self) -> None:
         """Brings the tables up to this program's version. Safe when several replicas do it at once."""
@@ -184,6 +213,12 @@ def _upgrade(connection: Connection) -> None:
             raise
         # A replica of the version before restarts in the middle of an upgrade: migrations only add, so it can serve.
         log.warning("the database was migrated by a newer version; serving it as it is")
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's five-character code of an error; None for SQLite's."""
+    state = getattr(error.orig, "sqlstate", None)
+    return state if isinstance(state, str) else None
 
 
 Clock = Callable[[], float]

@@ -39,6 +39,7 @@ async def erase(
 ) -> Erased:
     """Idempotent. When it returns, nothing of the assessment is left; when it raises, call it again."""
     async with database.write() as connection:
+        await database.hold_apart(connection, [assessment_id], alone=True)
         tombstone = database.insert(erasures).values(assessment_id=assessment_id, erased_at=now)
         await connection.execute(
             tombstone.on_conflict_do_update(index_elements=["assessment_id"], set_={"erased_at": now})

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cutover.records import AssessmentRecord, ShadowUpdate
-from cutover_server.assessments.database import Database
+from cutover_server.assessments.database import Database, sqlstate
 from cutover_server.assessments.schema import (
     assessment_pictures,
     assessments,
@@ -30,6 +30,8 @@ from cutover_server.assessments.traffic import TrafficKey, traffic_of
 
 MAX_ENTRIES = 5000
 MAX_DEADLINE_SECONDS = 366 * 86400.0
+_AT_FAULT = ("22", "23")
+"""SQLSTATE classes of values that will never fit: data exception, integrity constraint violation."""
 
 
 @dataclass
@@ -105,6 +107,7 @@ async def _store(
     """Inserts what is new and returns the ids of it. Rows in the order of their ids: no two batches lock crosswise."""
     stored: set[str] = set()
     if rows:
+        await database.hold_apart(connection, (row["assessment_id"] for _, row in rows), alone=False)
         gone = await _erased(connection, {row["assessment_id"] for _, row in rows})
         ordered = [
             _emptied(row) if row["received_at"] <= gone.get(row["assessment_id"], -math.inf) else row
@@ -170,11 +173,13 @@ async def _erased(connection: AsyncConnection, assessment_ids: set[str]) -> dict
 
 
 def _unfit(error: StatementError) -> bool:
-    """Whether the values are at fault. Of anything else, a missing table above all, no record may be the victim."""
-    if isinstance(error, DataError | IntegrityError) or not isinstance(error, DBAPIError):
+    """Whether the values are at fault. Of anything else, a missing table or a full disk, no record may be the victim."""
+    if not isinstance(error, DBAPIError):
         return True
-    # The bare class: what asyncpg says about a value it cannot encode.
-    return type(error) is DBAPIError and not error.connection_invalidated
+    state = sqlstate(error)
+    if state is None:
+        return isinstance(error, DataError | IntegrityError)
+    return state[:2] in _AT_FAULT
 
 
 def _emptied(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import logging
+import os
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import orjson
@@ -13,16 +16,21 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as Path_
+from starlette.types import Receive, Scope, Send
 
 from cutover import contract
-from cutover_server.gateway.chat_request import read_request
-from cutover_server.gateway.exchange import Exchange
+from cutover_server.gateway.callers import Caller, Callers
+from cutover_server.gateway.chat_request import ChatRequest, read_request
+from cutover_server.gateway.exchange import Answered, Exchange
+from cutover_server.gateway.identity import uuid7
 from cutover_server.gateway.metrics import arms_of
 from cutover_server.gateway.openai_shape import ApiError, as_stream
+from cutover_server.gateway.passthrough import Relay, may_pass_through
 from cutover_server.gateway.pressure import InFlight, Reservation
 
 log = logging.getLogger(__name__)
 _JSON = "application/json"
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 @dataclass(slots=True)
@@ -31,8 +39,14 @@ class Applications:
 
     exchange: Exchange
     in_flight: InFlight
+    callers: Callers
     max_body_bytes: int
-    client_token: str | None
+    body_seconds: float
+    """How long a caller may take to send a body."""
+    first_token_seconds: float | None
+    """Streams are passed through, and their first characters come within this time; none: they are answered whole."""
+    send_seconds: float
+    """How long a caller may leave part of a stream unread."""
     pod: str
     refresh_gauges: Callable[[], None]
     ready: bool = False
@@ -59,55 +73,62 @@ class Applications:
     # ------------------------------------------------------------------ applications
 
     def _guarded(
-        self, handler: Callable[[Request], Awaitable[Response]]
+        self, handler: Callable[[Request, Caller, str], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Checks the caller's token, and turns whatever goes wrong into an error of OpenAI's shape."""
+        """Checks who asks, and turns whatever goes wrong into an error of OpenAI's shape, under the request's id."""
 
         async def handle(request: Request) -> Response:
+            request_id = uuid7(int(time.time() * 1000), os.urandom(10))
             try:
-                self._check_token(request)
-                return await handler(request)
+                caller = self.callers.of(request.headers.get("authorization", ""))
+                if caller is None:
+                    self.exchange.metrics.refused("token")
+                    raise ApiError(
+                        401, "Incorrect API key provided.", "authentication_error", code="invalid_api_key"
+                    )
+                response = await handler(request, caller, request_id)
             except ApiError as error:
-                return Response(error.body(), error.status, error.headers(), _JSON)
+                response = Response(error.body(), error.status, error.headers(), _JSON)
+                if error.close:
+                    response.headers["connection"] = "close"
             except ClientDisconnect:
-                return Response(status_code=499)
+                response = Response(status_code=499)
             except Exception:
-                log.exception("a request failed for a reason nobody foresaw")
+                log.exception("request %s failed for a reason nobody foresaw", request_id)
                 surprise = ApiError(500, "The gateway failed; the request may be sent again.", "server_error")
-                return Response(surprise.body(), 500, media_type=_JSON)
+                response = Response(surprise.body(), 500, media_type=_JSON)
+            response.headers[contract.HEADER_REQUEST_ID] = request_id
+            return response
 
         return handle
 
-    def _check_token(self, request: Request) -> None:
-        if self.client_token is None:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), self.client_token.encode()):
-            self.exchange.metrics.refused("token")
-            raise ApiError(401, "Incorrect API key provided.", "authentication_error", code="invalid_api_key")
-
-    async def _chat(self, request: Request) -> Response:
-        with self.in_flight.reservation() as reservation:
+    async def _chat(self, request: Request, caller: Caller, request_id: str) -> Response:
+        with ExitStack() as held:
+            reservation = held.enter_context(self.in_flight.reservation())
             body = await self._body(request, reservation)
             try:
-                chat = read_request(body, request.headers)
+                chat = read_request(body, request.headers, caller.admin)
             except ApiError as error:
                 self.exchange.metrics.refused("size" if error.status == 413 else "format")
                 raise
             del body
-            answered = await self.exchange.answer(chat, reservation)
-        if chat.stream:
-            events = b"".join(as_stream(answered.completion, chat.include_usage))
-            headers = {**answered.headers, "cache-control": "no-cache"}
-            return Response(events, 200, headers, "text/event-stream")
-        return Response(orjson.dumps(answered.completion), 200, answered.headers, _JSON)
+            case = await self.exchange.admit(chat, request_id, reservation)
+            if chat.stream and self.first_token_seconds is not None and may_pass_through(case):
+                relay = Relay(self.exchange, case, self.first_token_seconds)
+                answered = await relay.open()
+                if answered is None:
+                    return _Relayed(relay, self.send_seconds, held.pop_all())
+            else:
+                answered = await self.exchange.answer(case)
+        return _whole(chat, answered)
 
     async def _body(self, request: Request, reservation: Reservation) -> bytes:
-        """The body within both limits; nothing of a request that announces too much is read."""
+        """The body within its limits; nothing of a request that announces too much is read."""
         too_large = ApiError(
             413,
             f"The request body exceeds {self.max_body_bytes} bytes; send smaller pictures.",
             code="too_large",
+            close=True,
         )
         announced = request.headers.get("content-length", "")
         expected = int(announced) if announced.isdigit() else 0
@@ -117,19 +138,28 @@ class Applications:
             reservation.add(expected)
             chunks: list[bytes] = []
             size = 0
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > self.max_body_bytes:
-                    raise too_large
-                if size > expected and expected == 0:
-                    reservation.add(len(chunk))
-                chunks.append(chunk)
+            async with asyncio.timeout(self.body_seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self.max_body_bytes:
+                        raise too_large
+                    if size > expected and expected == 0:
+                        reservation.add(len(chunk))
+                    chunks.append(chunk)
+        except TimeoutError:
+            self.exchange.metrics.refused("format")
+            raise ApiError(
+                408,
+                f"The request body did not arrive within {self.body_seconds:g} s.",
+                code="body_timeout",
+                close=True,
+            ) from None
         except ApiError as error:
             self.exchange.metrics.refused("size" if error.status == 413 else "pressure")
             raise
         return b"".join(chunks)
 
-    async def _models(self, request: Request) -> Response:
+    async def _models(self, request: Request, caller: Caller, request_id: str) -> Response:
         route = self.exchange.board.current.route
         models = dict.fromkeys(arm.model for _, arm in arms_of(route))
         data = [{"id": model, "object": "model", "created": 0, "owned_by": "cutover"} for model in models]
@@ -160,3 +190,42 @@ async def _not_found(request: Request, error: Exception) -> Response:
         status, f"Unknown request URL: {request.method} {request.url.path}.", code="unknown_url"
     )
     return Response(problem.body(), status, media_type=_JSON)
+
+
+def _whole(chat: ChatRequest, answered: Answered) -> Response:
+    """A finished answer, in the form the caller asked for."""
+    if chat.stream:
+        events = b"".join(as_stream(answered.completion, chat.include_usage))
+        return Response(events, 200, {**answered.headers, **_STREAM_HEADERS}, "text/event-stream")
+    return Response(orjson.dumps(answered.completion), 200, answered.headers, _JSON)
+
+
+class _Relayed(Response):
+    """A stream that is passed through. It ends by a cut connection unless the relay says that it ended well."""
+
+    def __init__(self, relay: Relay, send_seconds: float, held: ExitStack) -> None:
+        super().__init__(headers={**relay.headers, **_STREAM_HEADERS}, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._relay = relay
+        self._send_seconds = send_seconds
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listening = True
+
+        async def send_on(body: bytes) -> None:
+            nonlocal listening
+            if not listening:
+                return
+            try:
+                async with asyncio.timeout(self._send_seconds):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            except (TimeoutError, OSError):
+                listening = False
+
+        with self._held:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            if await self._relay.run(send_on) and listening:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from cutover.contract import HEADER_ASSESSMENT_ID
+from cutover.contract import HEADER_ARM, HEADER_ASSESSMENT_ID
+from cutover.records import ArmName
 from cutover.route import Arm
 from cutover.task import Task
 from cutover_server.gateway.openai_shape import ApiError
@@ -35,10 +36,12 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     wants_logprobs: bool
+    forced_arm: ArmName | None = None
+    """Asked for by an admin; such a request counts for no rollout."""
 
 
-def read_request(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
-    """Raises ApiError, a 400 or 413 that names the field."""
+def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -> ChatRequest:
+    """Raises ApiError, a 400, 403 or 413 that names the field."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -65,13 +68,19 @@ def read_request(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
         stream=document.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         wants_logprobs=document.get("logprobs") is True,
+        forced_arm=_forced_arm(headers.get(HEADER_ARM), admin),
     )
 
 
 def body_for_arm(
-    request: ChatRequest, arm: Arm, data_urls: Sequence[str], task: Task, measured: bool
+    request: ChatRequest,
+    arm: Arm,
+    data_urls: Sequence[str],
+    task: Task,
+    measured: bool,
+    stream: bool = False,
 ) -> bytes:
-    """The body an arm gets: its model, pictures inline, no stream.
+    """The body an arm gets: its model, pictures inline, in one piece unless the stream is passed through.
 
     `measured` asks for the log-probabilities the confidence needs and bounds the answer's length; it is for arms we
     serve ourselves.
@@ -84,6 +93,9 @@ def body_for_arm(
         kept = {key: value for key, value in metadata.items() if key != "assessment_id"}
         if kept:
             document["metadata"] = kept
+    if stream:
+        document["stream"] = True
+        document["stream_options"] = {"include_usage": True}
     if measured:
         asked = document.get("top_logprobs")
         document["logprobs"] = True
@@ -135,6 +147,18 @@ def _picture_url(part: dict[str, Any]) -> str:
     if not isinstance(url, str) or not url:
         raise ApiError(400, "image_url: a URL, or an object with a url, is needed.", param="messages")
     return url
+
+
+def _forced_arm(told: str | None, admin: bool) -> ArmName | None:
+    if told is None:
+        return None
+    if not admin:
+        raise ApiError(403, f"{HEADER_ARM}: only an admin's key may choose the arm.", "permission_error")
+    if told == "control":
+        return "control"
+    if told == "candidate":
+        return "candidate"
+    raise ApiError(400, f"{HEADER_ARM}: control or candidate.", param=HEADER_ARM)
 
 
 def _assessment_id(document: dict[str, Any], headers: Mapping[str, str]) -> str | None:

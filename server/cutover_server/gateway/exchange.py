@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 import aiohttp
 
 from cutover import contract
 from cutover.fetch import FetchPolicy
 from cutover.records import ArmName
-from cutover.route import Arm, Route, assigned_to_candidate, mirrored
+from cutover.route import Arm, LabelSampling, assigned_to_candidate, mirrored
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.arms import ArmCaller
+from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.attempt import Attempt
-from cutover_server.gateway.breakers import Breakers
-from cutover_server.gateway.chat_request import ChatRequest, body_for_arm, messages_for_record
-from cutover_server.gateway.identity import uuid7
+from cutover_server.gateway.case import Case
+from cutover_server.gateway.chat_request import ChatRequest, messages_for_record
 from cutover_server.gateway.metrics import GatewayMetrics
-from cutover_server.gateway.openai_shape import ApiError, rewritten
+from cutover_server.gateway.openai_shape import ApiError, header_text, rewritten
 from cutover_server.gateway.pictures import Picture, open_pictures
 from cutover_server.gateway.pressure import Reservation
 from cutover_server.gateway.reading import Reading
@@ -40,7 +38,6 @@ from cutover_server.gateway.shadow import Copy, Shadow
 from cutover_server.gateway.spool import Spool, SpoolFull
 
 log = logging.getLogger(__name__)
-_HEADER_SAFE = "!#$%&'()*+,/:;=?@[]~|^`{}<> \""
 _SPOOL_SECONDS = 5.0
 """A disk slower than this counts as full: callers do not wait for it."""
 
@@ -51,58 +48,51 @@ class Answered:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """What is fixed about a request once its arm is chosen."""
-
-    request: ChatRequest
-    request_id: str
-    in_force: InForce
-    chosen: ArmName
-    arm: Arm
-    pictures: list[Picture]
-
-    @property
-    def route(self) -> Route:
-        return self.in_force.route
-
-    @property
-    def digests(self) -> list[str]:
-        return list(dict.fromkeys(picture.digest for picture in self.pictures))
-
-    def body_for(self, arm: Arm) -> bytes:
-        # Log-probabilities are asked of the candidate alone: a hosted model may refuse the parameter.
-        measured = arm == self.route.candidate
-        urls = [picture.data_url for picture in self.pictures]
-        return body_for_arm(self.request, arm, urls, self.route.task, measured)
-
-
 @dataclass(slots=True)
 class Exchange:
     gateway: str
     board: RouteBoard
     caller: ArmCaller
-    breakers: Breakers
+    asking: Asking
     spool: Spool
     shadow: Shadow
     metrics: GatewayMetrics
     fetch_policy: FetchPolicy
     fetch_session: aiohttp.ClientSession
-    last_arm_seconds: float
+    request_seconds: float
+    """Time of a whole request, every arm included."""
     wall_clock: Callable[[], float] = time.time
 
-    async def answer(self, request: ChatRequest, reservation: Reservation) -> Answered:
-        """Raises ApiError, with the identifying headers set, when there is no answer to give."""
-        received = self.wall_clock()
-        started = time.monotonic()
-        request_id = uuid7(int(received * 1000), os.urandom(10))
+    async def answer(self, case: Case) -> Answered:
+        """The answer in one piece. Raises ApiError, with the identifying headers set, when there is none to give."""
+
+        async def ask(arm: Arm, limit_seconds: float) -> Attempt:
+            return await self.caller.ask(
+                arm, case.body_for(arm), limit_seconds, case.route.task, case.in_force.is_valid
+            )
+
+        try:
+            attempts = await self.asking.until_answered(case, ask)
+        except BaseException:
+            self.forget(case)
+            raise
+        await self.conclude(case, attempts)
+        return self.reply(case, attempts)
+
+    async def admit(self, request: ChatRequest, request_id: str, reservation: Reservation) -> Case:
+        """Chooses the arm, opens the pictures and sends them on their way to the spool. Raises ApiError."""
+        received, started = self.wall_clock(), time.monotonic()
         in_force = self.board.current
+        key = request.assessment_id or request_id
+        chosen: ArmName = "candidate" if assigned_to_candidate(in_force.route, key) else "control"
+        if request.forced_arm is not None:
+            in_force, chosen = _outside_the_rollout(in_force), request.forced_arm
         route = in_force.route
-        to_candidate = assigned_to_candidate(route, request.assessment_id or request_id)
-        chosen: ArmName = "candidate" if to_candidate else "control"
-        arm = route.candidate if to_candidate and route.candidate is not None else route.control
+        arm = route.candidate if chosen == "candidate" else route.control
+        if arm is None:
+            raise ApiError(400, "There is no candidate to ask.", param=contract.HEADER_ARM)
         headers = {
-            contract.HEADER_ASSESSMENT_ID: quote(request.assessment_id or request_id, safe=_HEADER_SAFE),
+            contract.HEADER_ASSESSMENT_ID: header_text(key),
             contract.HEADER_ARM: chosen,
         }
         try:
@@ -112,89 +102,43 @@ class Exchange:
         except ApiError as refusal:
             self.metrics.request(route, chosen, arm, "rejected")
             raise _with_headers(refusal, headers) from None
-        case = _Case(request, request_id, in_force, chosen, arm, pictures)
-        kept = self.spool.keep_pictures([(one.digest, one.body) for one in _distinct(pictures)])
-        written = False
-        try:
-            attempts = await self._attempts(case)
-            settled = rules.settle(
-                [one.reading.kind for one in attempts],
-                [one.reading.completion is not None for one in attempts],
-            )
-            if settled.outcome == "error" and attempts[0].reading.kind == "refused":
-                self.breakers.failed(attempts[0])
-            written = await self._write_down(case, settled, attempts, received, kept)
-        except asyncio.CancelledError:
-            written = (
-                True  # the write may still happen; the next process removes pictures that no record names
-            )
-            raise
-        finally:
-            if not written:
-                await asyncio.gather(*kept, return_exceptions=True)
-                self.spool.folder.let_go(case.digests)
-        self._count(case, settled, attempts, time.monotonic() - started)
+        return Case(
+            request=request,
+            request_id=request_id,
+            in_force=in_force,
+            chosen=chosen,
+            arm=arm,
+            pictures=pictures,
+            headers=headers,
+            received=received,
+            started=started,
+            deadline=started + self.request_seconds,
+            kept=self.spool.keep_pictures([(one.digest, one.body) for one in _distinct(pictures)]),
+        )
+
+    async def conclude(self, case: Case, attempts: list[Attempt]) -> None:
+        """Writes down, counts and mirrors what came of a request."""
+        settled = settle(attempts)
+        if settled.outcome == "error" and attempts[0].reading.kind == "refused":
+            self.asking.breakers.failed(attempts[0])
+        written = await self._write_down(case, settled, attempts)
+        if not written:
+            self.forget(case)
+        self._count(case, settled, attempts, time.monotonic() - case.started)
         self._mirror(case, settled, attempts, written)
-        return _reply(case, settled, attempts, headers, int(received))
 
-    # ------------------------------------------------------------------ asking
-
-    async def _attempts(self, case: _Case) -> list[Attempt]:
-        others = rules.alternatives(case.route, case.chosen)
-        limit = self.last_arm_seconds
-        if others and "timeout" in case.route.fallback_rules.on:
-            limit = case.route.fallback_rules.deadline_seconds
-        attempts = [await self._attempt(case, case.arm, limit, may_skip=bool(others))]
-        kept_back = attempts[0].reading.kind == "answered"
-        if kept_back and not rules.deferring(case.route, case.chosen, attempts[0].confidence):
-            return attempts
-        if not kept_back and not rules.moves_on(case.route, attempts[0].reading.kind):
-            return attempts
-        for at, arm in enumerate(others):
-            # The last arm is asked whatever its breaker says, unless an answer is already at hand.
-            may_skip = kept_back or at + 1 < len(others)
-            attempts.append(await self._attempt(case, arm, self.last_arm_seconds, may_skip))
-            if attempts[-1].reading.kind == "answered":
-                break
-        return attempts
-
-    async def _attempt(self, case: _Case, arm: Arm, limit_seconds: float, may_skip: bool) -> Attempt:
-        if not self.breakers.allows(arm) and may_skip:
-            return Attempt(arm, Reading("breaker", "not asked, its breaker is open"))
-        try:
-            attempt = await self.caller.ask(
-                arm, case.body_for(arm), limit_seconds, case.route.task, case.in_force.is_valid
-            )
-        except BaseException:
-            self.breakers.abandoned(arm)
-            raise
-        kind = attempt.reading.kind
-        if kind == "answered":
-            self.breakers.succeeded(arm)
-        elif kind == "refused" or not rules.moves_on(case.route, kind):
-            self.breakers.abandoned(arm)  # a failure that must reach the caller opens no breaker either
-        else:
-            self.breakers.failed(attempt)
-        if kind not in ("answered", "refused"):
-            log.warning(
-                "request %s: arm %s (%s): %s", case.request_id, arm.name, arm.version, attempt.reading.problem
-            )
-        return attempt
+    def forget(self, case: Case) -> None:
+        """No record will name the case's pictures: they go once they have been written, unless others need them."""
+        writing = asyncio.gather(*case.kept, return_exceptions=True)
+        writing.add_done_callback(lambda _: self.spool.folder.let_go(case.digests))
 
     # ------------------------------------------------------------------ writing down
 
-    async def _write_down(
-        self,
-        case: _Case,
-        settled: rules.Settlement,
-        attempts: list[Attempt],
-        received: float,
-        kept: list[asyncio.Future[None]],
-    ) -> bool:
+    async def _write_down(self, case: Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
         record = assessment_record(
             request_id=case.request_id,
             assessment_id=case.request.assessment_id,
-            received_at=datetime.fromtimestamp(received, UTC).isoformat(timespec="milliseconds"),
+            received_at=datetime.fromtimestamp(case.received, UTC).isoformat(timespec="milliseconds"),
             gateway=self.gateway,
             route=case.route,
             chosen=case.chosen,
@@ -206,7 +150,7 @@ class Exchange:
         line = record_line(record)
 
         async def write() -> None:
-            await asyncio.gather(*kept)
+            await asyncio.gather(*case.kept)
             await self.spool.append(line)
 
         writing = asyncio.ensure_future(write())
@@ -224,7 +168,7 @@ class Exchange:
         self.metrics.spool_full.inc()
         return False
 
-    def _count(self, case: _Case, settled: rules.Settlement, attempts: list[Attempt], seconds: float) -> None:
+    def _count(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], seconds: float) -> None:
         route, chosen, arm = case.route, case.chosen, case.arm
         self.metrics.request(route, chosen, arm, settled.outcome)
         if settled.outcome in ("ok", "error"):
@@ -233,9 +177,9 @@ class Exchange:
             self.metrics.fallback(route, chosen, settled.reason)
         self.metrics.cost(route, chosen, arm, sum(attempt.cost_usd for attempt in attempts))
 
-    def _mirror(self, case: _Case, settled: rules.Settlement, attempts: list[Attempt], written: bool) -> None:
+    def _mirror(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], written: bool) -> None:
         route, candidate = case.route, case.route.candidate
-        if candidate is None or not mirrored(route, case.request.assessment_id or case.request_id):
+        if candidate is None or not mirrored(route, case.key):
             return
         answer = attempts[0].reading.answer
         if settled.outcome != "ok" or answer is None or not written:
@@ -244,25 +188,62 @@ class Exchange:
             return
         self.shadow.offer(Copy(case.in_force, candidate, case.request_id, case.body_for(candidate), answer))
 
+    # ------------------------------------------------------------------ answering
 
-# ------------------------------------------------------------------ answering
+    def reply(self, case: Case, attempts: list[Attempt]) -> Answered:
+        """What the caller gets of attempts that are over. Raises ApiError when that is an error."""
+        settled = settle(attempts)
+        if settled.served is None:
+            raise _with_headers(nobody_answered(attempts), case.headers)
+        served = attempts[settled.served]
+        headers = {**case.headers, contract.HEADER_VERSION: header_text(served.arm.version)}
+        if settled.reason:
+            headers[contract.HEADER_FALLBACK] = settled.reason
+        if served.reading.completion is None:
+            raise _with_headers(_refusal(served.reading), headers)
+        completion = rewritten(
+            served.reading.completion,
+            case.request_id,
+            served.arm.model,
+            int(case.received),
+            case.request.wants_logprobs,
+        )
+        return Answered(completion, headers)
 
 
-def _reply(
-    case: _Case, settled: rules.Settlement, attempts: list[Attempt], headers: dict[str, str], created: int
-) -> Answered:
-    if settled.served is None:
-        raise _with_headers(_nobody_answered(attempts), headers)
-    served = attempts[settled.served]
-    headers[contract.HEADER_VERSION] = quote(served.arm.version, safe=_HEADER_SAFE)
-    if settled.reason:
-        headers[contract.HEADER_FALLBACK] = settled.reason
-    if served.reading.completion is None:
-        raise _with_headers(_refusal(served.reading), headers)
-    keep = case.request.wants_logprobs
-    return Answered(
-        rewritten(served.reading.completion, case.request_id, served.arm.model, created, keep), headers
-    )
+def _outside_the_rollout(in_force: InForce) -> InForce:
+    """The same arms, but what is asked of them is no evidence: not assigned by chance, so counted for no rollout."""
+    apart = {"rollout": contract.ROLLOUT_NONE, "shadow_basis_points": 0, "labels": LabelSampling()}
+    return InForce(in_force.route.model_copy(update=apart), in_force.is_valid)
+
+
+def settle(attempts: list[Attempt]) -> rules.Settlement:
+    return rules.settle([one.reading.kind for one in attempts], attempts[0].stumbled is not None)
+
+
+def nobody_answered(attempts: list[Attempt]) -> ApiError:
+    """The error of a request for which every arm failed, named after the chosen arm's failure."""
+    first = attempts[0].reading.kind
+    tried = ", ".join(f"{one.arm.version}: {one.reading.kind}" for one in attempts)
+    if first == "overload":
+        wait = max((one.retry_after_seconds or 1.0 for one in attempts), default=1.0)
+        return ApiError(
+            503,
+            f"No model could answer ({tried}).",
+            "server_error",
+            code="overloaded",
+            retry_after_seconds=wait,
+        )
+    if first == "timeout":
+        return ApiError(504, f"No model answered in time ({tried}).", "server_error", code="timeout")
+    if all(one.reading.kind == "invalid" for one in attempts):
+        return ApiError(
+            502,
+            f"No model gave an answer that fits the task ({tried}).",
+            "server_error",
+            code="invalid_answer",
+        )
+    return ApiError(502, f"No model could answer ({tried}).", "server_error", code="bad_gateway")
 
 
 def _refusal(reading: Reading) -> ApiError:
@@ -278,23 +259,6 @@ def _refusal(reading: Reading) -> ApiError:
         param=text("param"),
         code=text("code"),
     )
-
-
-def _nobody_answered(attempts: list[Attempt]) -> ApiError:
-    first = attempts[0]
-    tried = ", ".join(f"{one.arm.version}: {one.reading.kind}" for one in attempts)
-    if first.reading.kind == "overload":
-        wait = max((one.retry_after_seconds or 1.0 for one in attempts), default=1.0)
-        return ApiError(
-            503,
-            f"No model could answer ({tried}).",
-            "server_error",
-            code="overloaded",
-            retry_after_seconds=wait,
-        )
-    if first.reading.kind == "timeout":
-        return ApiError(504, f"No model answered in time ({tried}).", "server_error", code="timeout")
-    return ApiError(502, f"No model could answer ({tried}).", "server_error", code="bad_gateway")
 
 
 def _with_headers(error: ApiError, headers: dict[str, str]) -> ApiError:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
 _PIECE_CHARACTERS = 64
+_HEADER_SAFE = "!#$%&'()*+,/:;=?@[]~|^`{}<> \""
+
+
+def header_text(text: str) -> str:
+    """The text as the value of a header: what is not ASCII is percent-encoded."""
+    return text if text.isalnum() and text.isascii() else quote(text, safe=_HEADER_SAFE)
 
 
 class ApiError(Exception):
@@ -22,6 +29,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_seconds: float | None = None,
+        close: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -30,6 +38,8 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+        self.close = close
+        """The request was not read to its end: the connection cannot be used again."""
         self.extra_headers: dict[str, str] = {}
 
     def body(self) -> bytes:
@@ -59,25 +69,41 @@ def rewritten(
     }
 
 
-def as_stream(completion: dict[str, Any], include_usage: bool) -> Iterator[bytes]:
-    """The server-sent events of a finished completion: role, text in pieces, finish reason, usage if asked, [DONE]."""
-    head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+def chunk_event(
+    head: dict[str, Any],
+    delta: dict[str, Any],
+    include_usage: bool,
+    finish: str | None = None,
+    logprobs: Any = None,
+) -> bytes:
+    """One event of a stream. `head` has the chunk's id, object, created and model."""
+    one = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
     blank: dict[str, Any] = {"usage": None} if include_usage else {}
-    choice = completion["choices"][0]
-    text = choice["message"].get("content") or ""
+    return b"data: " + orjson.dumps({**head, "choices": [one], **blank}) + b"\n\n"
 
-    def event(delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
-        one = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return b"data: " + orjson.dumps({**head, "choices": [one], **blank}) + b"\n\n"
 
-    yield event({"role": "assistant", "content": ""})
-    for at in range(0, len(text), _PIECE_CHARACTERS):
-        # Log-probabilities go with the first piece: pieces are ours and do not follow the model's tokens.
-        yield event(
-            {"content": text[at : at + _PIECE_CHARACTERS]},
-            logprobs=choice.get("logprobs") if at == 0 else None,
-        )
-    yield event({}, choice.get("finish_reason") or "stop")
+def end_events(
+    head: dict[str, Any], finish: str, completion: dict[str, Any], include_usage: bool
+) -> Iterator[bytes]:
+    """The good end of a stream: finish reason, usage if asked for, [DONE]."""
+    yield chunk_event(head, {}, include_usage, finish)
     if include_usage:
         yield b"data: " + orjson.dumps({**head, "choices": [], "usage": completion.get("usage")}) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def as_stream(completion: dict[str, Any], include_usage: bool) -> Iterator[bytes]:
+    """The server-sent events of a finished completion: role, text in pieces, finish reason, usage if asked, [DONE]."""
+    head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    choice = completion["choices"][0]
+    text = choice["message"].get("content") or ""
+    yield chunk_event(head, {"role": "assistant", "content": ""}, include_usage)
+    for at in range(0, len(text), _PIECE_CHARACTERS):
+        # Log-probabilities go with the first piece: pieces are ours and do not follow the model's tokens.
+        yield chunk_event(
+            head,
+            {"content": text[at : at + _PIECE_CHARACTERS]},
+            include_usage,
+            logprobs=choice.get("logprobs") if at == 0 else None,
+        )
+    yield from end_events(head, choice.get("finish_reason") or "stop", completion, include_usage)

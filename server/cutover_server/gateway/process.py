@@ -23,7 +23,9 @@ from cutover.fetch import FetchPolicy, guarded_session
 from cutover.route import Route
 from cutover_server.gateway.app import Applications
 from cutover_server.gateway.arms import ArmCaller, outbound_session
+from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.breakers import Breakers
+from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.exchange import Exchange
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
@@ -108,7 +110,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         watch = _watch(settings, board, own_session)
         in_flight = InFlight(settings.max_in_flight_bytes)
-        caller = ArmCaller(arms_session, settings.keys_folder)
+        caller = ArmCaller(arms_session, settings.keys_folder, settings.silence_seconds)
         shadow = Shadow(
             caller,
             metrics,
@@ -122,20 +124,24 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             settings.gateway,
             board,
             caller,
-            breakers,
+            Asking(breakers, settings.last_arm_seconds, chance),
             spool,
             shadow,
             metrics,
             policy,
             fetch_session,
-            settings.last_arm_seconds,
+            settings.request_seconds,
         )
+        passes = settings.streaming == "passthrough"
         faces = Applications(
             exchange,
             in_flight,
-            settings.max_body_bytes,
-            settings.client_token,
-            settings.pod,
+            Callers(settings.client_token, settings.client_keys_file),
+            max_body_bytes=settings.max_body_bytes,
+            body_seconds=settings.body_seconds,
+            first_token_seconds=settings.first_token_seconds if passes else None,
+            send_seconds=settings.silence_seconds,
+            pod=settings.pod,
             refresh_gauges=lambda: metrics.spool_records.set(sender.waiting_records()),
         )
         app_server = _server(faces.for_callers(), settings.host, settings.port_app, settings.drain_seconds)

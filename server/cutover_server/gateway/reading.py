@@ -1,7 +1,7 @@
 """What an arm's reply means: answered, invalid, overload, refused or error. Pure: bytes in, a reading out.
 
 A reply counts as an answer only if it is a complete generation whose text is the task's JSON. A 200 that carries an
-error, an answer cut at the token limit and a 200 without choices are failures, however healthy they look.
+error, an answer cut at the token limit or by a filter, and a 200 without choices are failures, however healthy they look.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ Kind = Literal["answered", "invalid", "error", "timeout", "overload", "refused",
 _BLAMES_REQUEST = frozenset({400, 413, 415, 422})
 """Other 4xx (401, 403, 404...) blame the gateway's own configuration and are errors of the arm."""
 _OVERLOADED = frozenset({429, 503})
+_DID_NOTHING = frozenset({429, 500, 502, 503})
+"""The arm has given up the request: asking again doubles no work. A 504 leaves it to somebody who may still be at it."""
+_FILTERED = frozenset({"content_filter", "content_policy_violation"})
 _COMPLETE = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
 
 
@@ -29,13 +32,17 @@ class Reading:
     problem: str = ""
     """Fit for a log line: never holds the answer's text, a picture or a key."""
     completion: dict[str, Any] | None = None
-    """The whole reply when it can be handed on."""
+    """The whole reply when it is a generation, valid or not."""
     text: str = ""
     answer: dict[str, Any] | None = None
     """The parsed answer when valid."""
     error: dict[str, Any] | None = None
     """The `error` object of a refusal, to hand on to the caller."""
     status: int = 200
+    may_ask_again: bool = False
+    """The arm is certainly not working on the request any more."""
+    filtered: bool = False
+    """A provider's content filter refused the request."""
 
 
 def read_reply(status: int, body: bytes, task: Task, is_valid: Callable[[object], bool]) -> Reading:
@@ -44,6 +51,11 @@ def read_reply(status: int, body: bytes, task: Task, is_valid: Callable[[object]
     document = _object(body)
     if document is None:
         return Reading("invalid", "the reply is not a JSON object")
+    return read_completion(document, task, is_valid)
+
+
+def read_completion(document: dict[str, Any], task: Task, is_valid: Callable[[object], bool]) -> Reading:
+    """What a parsed reply of status 200 means."""
     if document.get("error"):
         return Reading("error", "a 200 with an error in its body")
     choices = document.get("choices")
@@ -71,15 +83,18 @@ def read_reply(status: int, body: bytes, task: Task, is_valid: Callable[[object]
 
 
 def _read_failure(status: int, body: bytes) -> Reading:
-    if status in _OVERLOADED:
-        return Reading("overload", f"status {status}")
     if status in _BLAMES_REQUEST:
-        document = _object(body) or {}
-        error = document.get("error")
+        error = (_object(body) or {}).get("error")
+        told = error if isinstance(error, dict) else None
         return Reading(
-            "refused", f"status {status}", error=error if isinstance(error, dict) else None, status=status
+            "refused",
+            f"status {status}",
+            error=told,
+            status=status,
+            filtered=told is not None and told.get("code") in _FILTERED,
         )
-    return Reading("error", f"status {status}")
+    kind: Kind = "overload" if status in _OVERLOADED else "error"
+    return Reading(kind, f"status {status}", may_ask_again=status in _DID_NOTHING)
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import ValidationError
@@ -27,6 +28,8 @@ class Settings:
     assessments_url: str
     internal_token: str
     client_token: str | None = None
+    client_keys_file: Path | None = None
+    """Hashed keys, one per application; see `callers`."""
     route_config_map: str | None = None
     route_file: Path | None = None
     pod: str = "gateway"
@@ -34,8 +37,8 @@ class Settings:
     kubernetes_url: str = ""
     account_folder: Path = Path(_ACCOUNT_FOLDER)
     keys_folder: Path = Path(KEYS_FOLDER)
-    allowed_image_hosts: tuple[str, ...] = ()
-    """Empty: any public host."""
+    allowed_image_hosts: tuple[str, ...] | None = ()
+    """Public hosts of pictures; None: any, empty: none, so that pictures are embedded in the request."""
     allowed_image_origins: tuple[str, ...] = ()
     """Origins of picture services inside the network; none by default."""
     port_app: int = PORT_APP
@@ -46,6 +49,16 @@ class Settings:
     max_spool_bytes: int = 2_000_000_000
     last_arm_seconds: float = 60.0
     """Time of an arm after which there is no other to ask."""
+    request_seconds: float = 75.0
+    """Time of a whole request, every arm included."""
+    silence_seconds: float = 15.0
+    """Longest pause within a reply that has begun."""
+    body_seconds: float = 30.0
+    """How long a caller may take to send a request's body."""
+    streaming: Literal["buffered", "passthrough"] = "buffered"
+    """Whether a stream is answered once its whole answer is valid, or handed on while it is generated."""
+    first_token_seconds: float = 10.0
+    """With `passthrough`: how long an arm may take to its first characters."""
     connections: int = 512
     shadow_queue: int = 64
     shadow_concurrency: int = 4
@@ -96,6 +109,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     assessments_url = text("CUTOVER_ASSESSMENTS_URL")
     if not assessments_url.startswith(("http://", "https://")):
         raise SettingsError(f"CUTOVER_ASSESSMENTS_URL: {assessments_url!r} is not an http or https URL")
+    streaming = text("CUTOVER_STREAMING", "buffered")
+    if streaming not in ("buffered", "passthrough"):
+        raise SettingsError(f"CUTOVER_STREAMING: {streaming!r} is neither buffered nor passthrough")
+    keys_file = environment.get("CUTOVER_CLIENT_KEYS_FILE", "").strip()
     return Settings(
         gateway=gateway,
         config=_read_config(Path(text("CUTOVER_GATEWAY_CONFIG")), gateway),
@@ -103,6 +120,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         assessments_url=assessments_url,
         internal_token=text("CUTOVER_INTERNAL_TOKEN"),
         client_token=environment.get("CUTOVER_CLIENT_TOKEN", "").strip() or None,
+        client_keys_file=Path(keys_file) if keys_file else None,
         route_config_map=route_config_map,
         route_file=Path(route_file) if route_file else None,
         pod=text("POD_NAME", "gateway"),
@@ -110,7 +128,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         kubernetes_url=kubernetes_url,
         account_folder=account_folder,
         keys_folder=Path(text("CUTOVER_KEYS_FOLDER", KEYS_FOLDER)),
-        allowed_image_hosts=_list(environment.get("CUTOVER_ALLOWED_IMAGE_HOSTS", "")),
+        allowed_image_hosts=_hosts(environment.get("CUTOVER_ALLOWED_IMAGE_HOSTS", "")),
         allowed_image_origins=_list(environment.get("CUTOVER_ALLOWED_IMAGE_ORIGINS", "")),
         port_app=int(number("CUTOVER_PORT_APP", PORT_APP)),
         port_ops=int(number("CUTOVER_PORT_OPS", PORT_OPS)),
@@ -119,12 +137,22 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         max_in_flight_bytes=int(number("CUTOVER_MAX_IN_FLIGHT_BYTES", 256_000_000, 1000)),
         max_spool_bytes=int(number("CUTOVER_MAX_SPOOL_BYTES", 2_000_000_000)),
         last_arm_seconds=number("CUTOVER_LAST_ARM_SECONDS", 60.0, 0.1),
+        request_seconds=number("CUTOVER_REQUEST_SECONDS", 75.0, 0.1),
+        silence_seconds=number("CUTOVER_SILENCE_SECONDS", 15.0, 0.1),
+        body_seconds=number("CUTOVER_BODY_SECONDS", 30.0, 0.1),
+        streaming="passthrough" if streaming == "passthrough" else "buffered",
+        first_token_seconds=number("CUTOVER_FIRST_TOKEN_SECONDS", 10.0, 0.1),
         shadow_queue=int(number("CUTOVER_SHADOW_QUEUE", 64, 1)),
         shadow_concurrency=int(number("CUTOVER_SHADOW_CONCURRENCY", 4, 1)),
         shadow_seconds=number("CUTOVER_SHADOW_SECONDS", 60.0, 0.1),
         drain_delay_seconds=number("CUTOVER_DRAIN_DELAY_SECONDS", 3.0),
         drain_seconds=number("CUTOVER_DRAIN_SECONDS", 75.0, 0.1),
     )
+
+
+def _hosts(value: str) -> tuple[str, ...] | None:
+    hosts = _list(value)
+    return None if "*" in hosts else hosts
 
 
 def _list(value: str) -> tuple[str, ...]:

@@ -4,11 +4,14 @@ The outcome belongs to the arm that was *chosen*, whoever answered in the end:
 
 - `ok`: the chosen arm's own answer was given.
 - `error`: the chosen arm failed, was too slow, answered invalidly or was not asked because its breaker is open. The
-  last one counts too: requests an arm cannot take are its failures, and the gate has to see them.
+  last one counts too: requests an arm cannot take are its failures, and the gate has to see them. So does an arm that
+  failed and answered when it was asked once more: only an arm without an alternative gets that second chance, and it
+  must not look better for it.
 - `deferred`: a valid answer of low confidence was given up for the fallback's. If the fallback fails, the answer is
   kept and the request is `ok`.
 - `rejected`: the caller's own fault. A 4xx that blames the request is believed when no other arm can be asked, or when
-  none of the others answered; an arm that refuses what the fallback answers has failed.
+  none of the others answered; an arm that refuses what the fallback answers has failed. The content filter of the
+  control is believed at once: nobody asks around until a model without a filter is found.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Literal
 
 from cutover.records import ArmName
 from cutover.route import Arm, Route
-from cutover_server.gateway.reading import Kind
+from cutover_server.gateway.reading import Kind, Reading
 
 Outcome = Literal["ok", "error", "deferred", "rejected"]
 CONFIDENCE = "confidence"
@@ -57,13 +60,15 @@ def same_endpoint(one: Arm, other: Arm) -> bool:
     return (one.base_url.rstrip("/"), one.model) == (other.base_url.rstrip("/"), other.model)
 
 
-def moves_on(route: Route, kind: Kind) -> bool:
-    """Whether the next arm is asked after an attempt that ended like this."""
-    if kind == "answered":
+def moves_on(route: Route, chosen: ArmName, reading: Reading) -> bool:
+    """Whether the next arm is asked after the chosen one's attempt ended like this."""
+    if reading.kind == "answered":
         return False
-    if kind == BREAKER:
+    if reading.kind == BREAKER:
         return True
-    wanted = "error" if kind == "refused" else kind
+    if reading.filtered and chosen == "control":
+        return False
+    wanted = "error" if reading.kind == "refused" else reading.kind
     return wanted in route.fallback_rules.on
 
 
@@ -73,22 +78,22 @@ def deferring(route: Route, chosen: ArmName, confidence: float | None) -> bool:
     return chosen == "candidate" and limit is not None and (confidence is None or confidence < limit)
 
 
-def settle(kinds: Sequence[Kind], passable: Sequence[bool]) -> Settlement:
+def settle(kinds: Sequence[Kind], stumbled: bool = False) -> Settlement:
     """How a request ended, from the attempts in order.
 
-    `passable` says which attempts have a completion to hand on: without any valid answer, the caller gets an invalid
-    one as the arm wrote it rather than nothing.
+    `stumbled` says that the chosen arm failed before it was asked once more. Without any valid answer the caller gets
+    an error, never an answer that breaks the task's schema.
     """
     first = kinds[0]
     better = next((at for at, kind in enumerate(kinds) if at > 0 and kind == "answered"), None)
     if first == "answered":
-        return Settlement("ok", 0) if better is None else Settlement("deferred", better, CONFIDENCE)
+        if better is None:
+            return Settlement("error" if stumbled else "ok", 0)
+        return Settlement("deferred", better, CONFIDENCE)
     reason = "error" if first == "refused" else str(first)
     if better is not None:
         return Settlement("error", better, reason)
     if first == "refused":
         return Settlement("rejected", 0)
-    last_resort = next((at for at, usable in enumerate(passable) if usable), None)
-    if last_resort is None:
-        last_resort = next((at for at, kind in enumerate(kinds) if kind == "refused"), None)
-    return Settlement("error", last_resort, reason if last_resort else "")
+    refused = next((at for at, kind in enumerate(kinds) if kind == "refused"), None)
+    return Settlement("error", refused, reason if refused else "")

@@ -1,0 +1,157 @@
+"""What was last seen of each rollout, so that a look at which nothing happens costs no read of the cluster.
+
+A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for two minutes
+at most. Only its evidence is read anew. It can decide nothing but "nothing to do": before anything is written everything
+is looked at again. Kept as text: as objects hundreds of worlds would take ten times the room.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+from cutover.api.modelrollout import ModelRollout
+from cutover.route import GatewayConfig
+from cutover_operator.evidence.ledger import LedgerError
+from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
+from cutover_operator.plan import Key
+from cutover_operator.port import Object
+from cutover_operator.rollout.report_map import report_name
+from cutover_operator.rollout.routing import read_route
+from cutover_operator.rollout.world import Evidence, Unreadable, World
+
+LOOK_SECONDS = 120.0
+"""What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
+OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods", "report_map")
+
+
+class Evident(Protocol):
+    async def evidence(self, world: World, now: datetime) -> Evidence:
+        """The evidence of this world as it is by now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """A world without what its objects say; those are text."""
+
+    rest: World
+    objects: str
+    gateway: str
+    good_until: float
+
+    @classmethod
+    def of(cls, world: World, good_until: float) -> _Remembered:
+        gateway = (
+            world.gateway.model_dump_json(by_alias=True) if isinstance(world.gateway, GatewayConfig) else ""
+        )
+        seen = world.evidence
+        rest = World(
+            parent={},
+            spec=None,  # type: ignore[arg-type]  # read again from the text
+            status=None,  # type: ignore[arg-type]
+            site=world.site,
+            known_gateways=world.known_gateways,
+            rollouts=world.rollouts,
+            gateways=world.gateways,
+            evidence=Evidence(stored=seen.stored, scraped_replicas=seen.scraped_replicas),
+        )
+        return cls(rest, json.dumps([getattr(world, name) for name in OBJECTS]), gateway, good_until)
+
+    def world(self) -> World:
+        objects = dict(zip(OBJECTS, json.loads(self.objects), strict=True))
+        objects["pods"] = tuple(objects["pods"])
+        rollout = ModelRollout.from_object(objects["parent"])
+        return replace(
+            self.rest,
+            **objects,
+            spec=rollout.spec,
+            status=rollout.status,
+            gateway=GatewayConfig.model_validate_json(self.gateway),
+            route=read_route(objects["route_map"]),
+        )
+
+
+class Memory:
+    """Remembered worlds by key. `clock` is monotonic."""
+
+    def __init__(self, evident: Evident, clock: Callable[[], float] = time.monotonic) -> None:
+        self._evident = evident
+        self._clock = clock
+        self._worlds: dict[Key, _Remembered] = {}
+        self._changes: dict[Key, int] = {}
+
+    def changed(self, key: Key) -> None:
+        """A watch saw the rollout, or something that belongs to it, in a new state."""
+        self._worlds.pop(key, None)
+        self._changes[key] = self._changes.get(key, 0) + 1
+
+    def changes(self, key: Key) -> int:
+        """Taken before a look, so that a change seen during it is not forgotten."""
+        return self._changes.get(key, 0)
+
+    def gone(self, key: Key) -> None:
+        self._worlds.pop(key, None)
+        self._changes.pop(key, None)
+
+    def keep(self, key: Key, world: World | Unreadable, written: Sequence[Object], changes: int) -> None:
+        """After a look and what a routine pass wrote: remember how things stand now, if that lasts."""
+        self._worlds.pop(key, None)
+        if isinstance(world, Unreadable) or changes != self.changes(key):
+            return
+        try:
+            for obj in written:
+                world = _with(world, obj)
+        except LedgerError:
+            return
+        if _lasts(world):
+            self._worlds[key] = _Remembered.of(world, self._clock() + LOOK_SECONDS)
+
+    async def recall(self, key: Key, now: datetime) -> World | None:
+        """The remembered world with the evidence of now; None when it must be looked at."""
+        known = self._worlds.get(key)
+        if known is None or self._clock() >= known.good_until:
+            self._worlds.pop(key, None)
+            return None
+        world = known.world()
+        evidence = await self._evident.evidence(world, now)
+        if self._worlds.get(key) is not known:
+            return None
+        if evidence.scraped_replicas != known.rest.evidence.scraped_replicas:
+            # Gateway pods came or went.
+            return None
+        return replace(world, evidence=evidence)
+
+
+def _with(world: World, obj: Object) -> World:
+    """The world after one of its objects was written. Raises LedgerError."""
+    metadata = obj["metadata"]
+    if metadata.get("uid") == world.uid:
+        return replace(world, parent=obj, status=ModelRollout.from_object(obj).status)
+    if metadata["name"] == ledger_name(world.name):
+        stored = from_config_map(obj, world.uid)
+        return replace(world, evidence=replace(world.evidence, stored=stored, config_map=obj))
+    if metadata["name"] == report_name(world.name):
+        return replace(world, report_map=obj)
+    return world
+
+
+def _lasts(world: World) -> bool:
+    """A rollout at a step that every gateway serves, or one that is watched after its promotion."""
+    status = world.status
+    return (
+        world.deleted_at is None
+        and status.finish in (None, "Promoted")
+        and status.step_confirmed_at is not None
+        and world.evidence.stored is not None
+        and isinstance(world.gateway, GatewayConfig)
+        and bool(world.gateways)
+        and all(
+            pod.report is not None and pod.report.generation >= status.route_generation
+            for pod in world.gateways
+        )
+    )

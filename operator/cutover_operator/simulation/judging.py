@@ -1,0 +1,177 @@
+"""Asks the operator's gate tests about many runs at once: which gates pass, fail or know too little. Pure.
+
+What `rollout.verdict` reads from one ledger is read here from books of many; the tests are the same functions, with the
+same limits, risks and floors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutover.api.base import to_seconds
+from cutover.api.modelrollout import ModelRolloutSpec
+from cutover_operator.rollout import gate_tests
+from cutover_operator.rollout.gate_tests import Counts, Judged
+from cutover_operator.rollout.gates import (
+    DEFAULT_RATIO_MARGIN,
+    SLOW_SHARE,
+    NamedGate,
+    advance_names,
+    named_gates,
+)
+from cutover_operator.rollout.risk import spent
+from cutover_operator.rollout.verdict import certified_accuracy, certified_share
+from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
+
+_SHARES: dict[str, tuple[tuple[Col, Col], tuple[Col, Col] | None]] = {
+    "errorRate": ((Col.ERRORS, Col.ANSWERED), (Col.MIRRORED_ERRORS, Col.MIRRORED)),
+    "latency": ((Col.SLOW, Col.ANSWERED), (Col.MIRRORED_SLOW, Col.MIRRORED)),
+    "custom": ((Col.BAD, Col.ANSWERED), None),
+}
+_CONTROL: dict[str, tuple[Col, Col] | None] = {
+    "errorRate": (Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED),
+    "latency": (Col.CONTROL_SLOW, Col.CONTROL_ANSWERED),
+    "custom": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A spec, with everything a tick needs worked out once. Arrays run over steps."""
+
+    spec: ModelRolloutSpec
+    gates: tuple[NamedGate, ...]
+    wanted: NDArray[np.bool_]
+    """(steps, gates): must pass to leave the step."""
+    floors: Floats
+    """(steps, gates): what a certificate must prove; NaN where there is nothing to certify."""
+    weight: Floats
+    shadow: Floats
+    min_requests: Floats
+    min_seconds: Floats
+    deadline_seconds: Floats
+    """Infinite where the step has none that rolls back."""
+    mirrors: bool
+
+    @classmethod
+    def of(cls, spec: ModelRolloutSpec) -> Rules:
+        gates, steps = named_gates(spec), spec.steps
+        names = [advance_names(spec, step) for step in steps]
+        return cls(
+            spec=spec,
+            gates=gates,
+            wanted=np.asarray([[g.name in wanted for g in gates] for wanted in names]),
+            floors=np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))]),
+            weight=np.asarray([(s.weight or 0) / 100 for s in steps]),
+            shadow=np.asarray([(s.shadow or 0) / 100 for s in steps]),
+            min_requests=np.asarray([float(s.min_requests) for s in steps]),
+            min_seconds=np.asarray([to_seconds(s.min_duration) for s in steps]),
+            deadline_seconds=np.asarray(
+                [
+                    to_seconds(s.deadline) if s.deadline and s.on_deadline == "rollback" else np.inf
+                    for s in steps
+                ]
+            ),
+            mirrors=any(s.shadow is not None for s in steps),
+        )
+
+    @property
+    def cost_limit(self) -> float | None:
+        return min((g.gate.limit for g in self.gates if g.metric == "cost" and g.gate.limit), default=None)
+
+    @property
+    def incident_limit(self) -> float:
+        """Share of errors within which a control must answer before a shared incident is over."""
+        return min((g.gate.limit or 0.05 for g in self.gates if g.metric == "errorRate"), default=0.05)
+
+
+def _floor(spec: ModelRolloutSpec, step: int, gate: NamedGate) -> float:
+    if gate.metric == "accuracy":
+        return np.nan if gate.gate.limit is None else certified_accuracy(spec, step, gate.gate.limit)
+    return certified_share(spec, step, gate) if gate.metric in _SHARES else np.nan
+
+
+def judge_all(
+    rules: Rules, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+) -> tuple[NDArray[np.int8], Mask, Mask]:
+    """(codes, shared, suspected) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
+    found = [_judge(rules, i, books, who, step, cost_wealth, incident) for i in range(len(rules.gates))]
+    codes = np.stack([j.code for j in found])
+    return codes, np.stack([j.shared for j in found]), np.stack([j.suspected for j in found])
+
+
+def _judge(
+    rules: Rules, index: int, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+) -> Judged:
+    gate = rules.gates[index]
+    fail_alpha = gate.rollback_alpha if gate.rolls_back else 0.0
+    floor = rules.floors[step, index]
+    if gate.metric == "accuracy":
+        return gate_tests.judge_accuracy(
+            books.labels(who),
+            books.label_epochs(who),
+            books.k_of(who, fresh=False),
+            books.labels(who, control=True),
+            limit=gate.gate.limit,
+            floor=floor if gate.gate.limit is not None else None,
+            fail_alpha=fail_alpha,
+            pass_alpha=rules.spec.analysis.risk,
+            margin=gate.gate.margin,
+        )
+    if gate.metric == "cost":
+        return gate_tests.judge_cost(
+            books.totals[Col.ANSWERED, who],
+            books.totals[Col.COST, who],
+            cost_wealth,
+            limit=gate.gate.limit or 0.0,
+            fail_alpha=fail_alpha,
+        )
+    if gate.metric == "satisfaction":
+        totals = books.totals[:, who]
+        return gate_tests.judge_satisfaction(
+            Counts(totals[Col.DOWN], totals[Col.UP]),
+            Counts(totals[Col.CONTROL_DOWN], totals[Col.CONTROL_UP]),
+            _votes(books, who),
+            margin=gate.gate.margin if gate.gate.margin is not None else DEFAULT_RATIO_MARGIN,
+            fail_alpha=fail_alpha,
+        )
+    return _judge_share(rules, gate, books, who, floor, fail_alpha, incident)
+
+
+def _judge_share(
+    rules: Rules, gate: NamedGate, books: Books, who: Ints, floor: Floats, fail_alpha: float, incident: Mask
+) -> Judged:
+    (mine, copies), theirs = _SHARES[gate.metric], _CONTROL[gate.metric]
+    incidents = books.incidents[who]
+    nothing = Counts(np.zeros((books.slots(who), len(who))), np.zeros((books.slots(who), len(who))))
+    segments: Any = gate_tests.Segments(nothing, nothing)
+    if theirs is not None:
+        segments = books.segments(who, mine, theirs)
+    return gate_tests.judge_share(
+        books.fresh_counts(who, *mine),
+        books.counts(who, *mine),
+        books.k_of(who, fresh=True),
+        books.counts(who, *theirs) if theirs is not None else nothing,
+        segments,
+        limit=SLOW_SHARE if gate.metric == "latency" else gate.gate.limit or SLOW_SHARE,
+        floor=floor,
+        fail_alpha=spent(fail_alpha, incidents),
+        pass_alpha=spent(rules.spec.analysis.risk, incidents),
+        margin=gate.gate.margin,
+        default_margin=DEFAULT_RATIO_MARGIN,
+        mirrored=books.counts(who, *copies) if copies is not None and rules.mirrors else None,
+        incident=incident,
+    )
+
+
+def _votes(books: Books, who: Ints) -> gate_tests.Segments:
+    """Votes between marks; `Segments` wants (bad, good), and up plus down is the whole."""
+    down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN))
+    up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP))
+    return gate_tests.Segments(
+        Counts(down.candidate.bad, up.candidate.bad), Counts(down.control.bad, up.control.bad)
+    )

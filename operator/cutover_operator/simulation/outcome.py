@@ -1,0 +1,101 @@
+"""What became of simulated rollouts: arrays with one element per run, and the sentence-sized summary of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cutover_operator.simulation.scenario import Floats
+
+UNDECIDED, PROMOTED, ROLLED_BACK = 0, 1, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Chances and typical numbers; hours are None when no run got there."""
+
+    runs: int
+    promoted: float
+    rolled_back: float
+    undecided: float
+    """At the horizon."""
+    served_all: float
+    """Chance that the candidate ever had all of the traffic."""
+    standard_error: float
+    """Of the chances, at most."""
+    median_hours: float | None
+    """To a decision, of the runs that decided."""
+    slowest_hours: float | None
+    """Nine runs of ten that decided did so within it."""
+    median_labels: float
+    median_requests: float
+    """Answers the candidate gave."""
+    median_bad_answers: float
+    """Errors and wrong answers it gave to somebody."""
+    step_hours: tuple[float | None, ...]
+    """Median hour at which each step was entered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One element per run."""
+
+    finish: NDArray[np.int8]
+    """PROMOTED, ROLLED_BACK or UNDECIDED, at the end."""
+    decided_hours: Floats
+    """When it was promoted or rolled back (the last of the two); infinite if never."""
+    full_hours: Floats
+    """When the candidate first had all of the traffic; infinite if never."""
+    half_hours: Floats
+    """When it first had half of it; infinite if never."""
+    step_hours: Floats
+    """(steps, runs): when each step was entered; infinite if never."""
+    requests: Floats
+    labels: Floats
+    bad_answers: Floats
+    frozen_hours: Floats
+    """Time in shared incidents."""
+    stopped_by: tuple[str, ...]
+    """Gate names by index, for `stopped_at`."""
+    stopped_at: NDArray[np.int64]
+    """Index of the gate that stopped the run; -1 none, or its deadline."""
+
+    @property
+    def runs(self) -> int:
+        return len(self.finish)
+
+    def share(self, finish: int) -> float:
+        return float((self.finish == finish).mean())
+
+    @property
+    def served_all(self) -> float:
+        return float(np.isfinite(self.full_hours).mean())
+
+    def stopped_by_gate(self, name: str) -> float:
+        """Share of all runs that this gate stopped."""
+        return float((self.stopped_at == self.stopped_by.index(name)).mean()) if self.runs else 0.0
+
+    def summary(self) -> Summary:
+        decided = self.decided_hours[self.finish != UNDECIDED]
+        p = np.asarray([self.share(f) for f in (PROMOTED, ROLLED_BACK, UNDECIDED)])
+        return Summary(
+            runs=self.runs,
+            promoted=float(p[0]),
+            rolled_back=float(p[1]),
+            undecided=float(p[2]),
+            served_all=self.served_all,
+            standard_error=float(np.sqrt((p * (1 - p)).max() / self.runs)),
+            median_hours=float(np.median(decided)) if len(decided) else None,
+            slowest_hours=float(np.quantile(decided, 0.9)) if len(decided) else None,
+            median_labels=float(np.median(self.labels)),
+            median_requests=float(np.median(self.requests)),
+            median_bad_answers=float(np.median(self.bad_answers)),
+            step_hours=tuple(_median(row) for row in self.step_hours),
+        )
+
+
+def _median(hours: Floats) -> float | None:
+    there = hours[np.isfinite(hours)]
+    return float(np.median(there)) if len(there) else None
