@@ -1,4 +1,4 @@
-"""`kubectl cutover`: get, status, explain, report, backtest, and the orders promote, abort, retry, skip.
+"""`kubectl cutover`: get, status, explain, report, backtest, simulate, and the orders promote, abort, retry, skip.
 
 What judges evidence is imported when it is asked for: numpy and scipy would more than double the time of a `get`.
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure is not None:
             reconfigure(errors="replace")
     options = parser().parse_args(argv)
+    options.words = list(sys.argv[1:] if argv is None else argv)
     kubectl = Kubectl(*(getattr(options, name, None) for name in ("namespace", "context", "kubeconfig")))
     try:
         return run(options, kubectl, sys.stdout, Pace(time.monotonic, time.sleep))
@@ -63,6 +64,10 @@ def run(options: argparse.Namespace, kubectl: Kubectl, out: TextIO, pace: Pace) 
         from cutover_cli.backtest import run_backtest
 
         return run_backtest(options, out, _now())
+    if options.command == "simulate":
+        from cutover_cli.simulate import run_simulate
+
+        return run_simulate(options, options.words, out)
     assert options.command in ACTIONS
     return _order(options, kubectl, out, pace)
 

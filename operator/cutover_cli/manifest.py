@@ -11,7 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
+from cutover.contract import FIELD_OVERALL
+from cutover.task import Task
 from cutover_cli.errors import Refused
+from cutover_operator.rollout.gates import mistakes
 
 
 class ManifestError(Refused):
@@ -47,7 +50,19 @@ def read_manifest(path: str, name: str = "") -> Manifest:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{path}: spec.{where}: {first['msg']}") from None
+    wrong = mistakes(spec, task_of(spec))
+    if wrong is not None:
+        raise ManifestError(f"{path}: {wrong[0]}: {wrong[1]}")
     return Manifest(str(meta.get("name") or "rollout"), str(meta.get("uid") or ""), spec)
+
+
+def task_of(spec: ModelRolloutSpec) -> Task:
+    """A task that scores every field the gates name: the manifest does not say which task its gateway serves."""
+    fields = sorted({g.field for g in spec.gates if g.field and g.field != FIELD_OVERALL})[:16] or ["answer"]
+    schema = {"type": "object", "properties": {field: {"enum": ["-"]} for field in fields}}
+    return Task.model_validate(
+        {"name": "any", "systemPrompt": "", "userPrompt": "", "answerSchema": schema, "scoredFields": fields}
+    )
 
 
 def _meta(document: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 from cutover.api.base import API_VERSION, to_seconds
 from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus
 from cutover.contract import (
-    FIELD_OVERALL,
     FINALIZER,
     GATEWAY_KEY,
     gateway_config_map,
@@ -24,6 +23,7 @@ from cutover.contract import (
     route_config_map,
 )
 from cutover.route import RouteReport
+from cutover_cli.manifest import task_of
 from cutover_cli.recording import Recording, everything
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
@@ -232,18 +232,10 @@ def _versioned(obj: Object) -> Object:
 
 def _gateway(spec: ModelRolloutSpec) -> Object:
     """A gateway's configuration that scores every field the gates name and knows every provider the spec names."""
-    fields = sorted({g.field for g in spec.gates if g.field and g.field != FIELD_OVERALL}) or ["answer"]
     names = {"recorded-control", spec.control.provider, spec.fallback.provider} - {None}
-    task = {
-        "name": "recorded",
-        "systemPrompt": "",
-        "userPrompt": "",
-        "answerSchema": {"type": "object", "properties": {field: {"enum": ["-"]} for field in fields}},
-        "scoredFields": fields[:16],
-    }
     config = {
         "name": spec.gateway_ref,
-        "task": task,
+        "task": task_of(spec).to_wire(),
         "providers": {
             str(name): {"baseUrl": f"{PROMETHEUS}/v1", "model": str(name)} for name in sorted(map(str, names))
         },
