@@ -36,8 +36,8 @@ from cutover_operator.port import (
     PODS,
     SERVICES,
     TRAINING_RUNS,
-    Kube,
     Object,
+    Reader,
 )
 from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.candidate import short_name
@@ -68,7 +68,7 @@ class Watchtower:
 
     def __init__(
         self,
-        kube: Kube,
+        kube: Reader,
         samples: Samples,
         gateways: Gateways,
         site: Site,

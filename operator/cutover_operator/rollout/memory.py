@@ -20,12 +20,13 @@ from cutover_operator.evidence.ledger import LedgerError
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
 from cutover_operator.plan import Key
 from cutover_operator.port import Object
+from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import Evidence, Unreadable, World
 
 LOOK_SECONDS = 120.0
 """What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
-OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods")
+OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods", "report_map")
 
 
 class Evident(Protocol):
@@ -134,6 +135,8 @@ def _with(world: World, obj: Object) -> World:
     if metadata["name"] == ledger_name(world.name):
         stored = from_config_map(obj, world.uid)
         return replace(world, evidence=replace(world.evidence, stored=stored, config_map=obj))
+    if metadata["name"] == report_name(world.name):
+        return replace(world, report_map=obj)
     return world
 
 
