@@ -6,7 +6,7 @@ zero because it was not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -70,6 +70,8 @@ class Read:
     scraped_replicas: int
     requests_per_second: float | None
     control_down: bool
+    served_generation: float = 0.0
+    """The lowest route generation that a scraped gateway pod serves."""
 
 
 def asked(wish: Wish) -> Asked:
@@ -103,31 +105,25 @@ def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledg
     if problem is not None:
         return Read(ledger, problem, labels or problem, 0, None, False)
     replicas = good[ROUTE_GENERATION]
-    own = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
+    own = _fresh(merged(replicas.at(wish.gateway)), replicas)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
         current=fold(ledger, good, wish.wanted),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(_fresh(own, replicas)),
+        scraped_replicas=len(own),
+        served_generation=min((max(s.samples)[1] for s in own), default=0.0),
         requests_per_second=per_second(merged(requests)),
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0
-            for s in _fresh(
-                [
-                    s
-                    for s in breaker.series
-                    if (s.label("gateway"), s.label("arm")) == (wish.gateway, "control")
-                ],
-                breaker,
-            )
+            for s in _fresh([s for s in breaker.at(wish.gateway) if s.label("arm") == "control"], breaker)
         ),
     )
 
 
-def _fresh(series: list[Series], answer: Answer) -> list[Series]:
+def _fresh(series: Sequence[Series], answer: Answer) -> list[Series]:
     limit = stale_after_seconds(scrape_interval(series))
     return [s for s in series if answer.served_at - s.newest <= limit]
 
@@ -139,7 +135,7 @@ def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) ->
     replicas, requests = answers[ROUTE_GENERATION], answers[REQUESTS]
     assert isinstance(replicas, Answer)
     assert isinstance(requests, Answer)
-    own = [s for s in replicas.series if s.label("gateway") == wish.gateway]
+    own = replicas.at(wish.gateway)
     if not own:
         return Unavailable(
             "NoSeries",
@@ -164,7 +160,7 @@ def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) ->
     return None
 
 
-def _clock(series: list[Series]) -> str:
+def _clock(series: Sequence[Series]) -> str:
     return timestamp(datetime.fromtimestamp(max(s.newest for s in series), UTC))
 
 
