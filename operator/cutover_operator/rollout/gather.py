@@ -204,6 +204,7 @@ class Watchtower:
             labels=read.labels,
             scraped_replicas=read.scraped_replicas,
             requests_per_second=read.requests_per_second,
+            served_generation=read.served_generation,
             control_down=read.control_down,
             custom=read.custom,
         )
