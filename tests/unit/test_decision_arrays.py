@@ -201,6 +201,14 @@ def test_a_limit_is_proven_kept_on_the_counts_it_was_shown_for() -> None:
         ({"codes": [Code.FAIL, Code.PASS], "shared": [True, False]}, Move.FREEZE),
         ({"codes": [Code.FAIL, Code.FAIL], "shared": [True, False]}, Move.ROLL_BACK),
         ({"codes": [Code.FAIL, Code.PASS], "control_down": True}, Move.FREEZE),
+        (
+            {"codes": [Code.FAIL, Code.PASS], "control_down": True, "excusable": [True, False]},
+            Move.FREEZE,
+        ),
+        (
+            {"codes": [Code.FAIL, Code.FAIL], "control_down": True, "excusable": [True, False]},
+            Move.ROLL_BACK,
+        ),
         ({"incident": True}, Move.FREEZE),
         ({"codes": [Code.FAIL, Code.PASS], "incident": True}, Move.ROLL_BACK),
         ({"enough_time": False, "too_late": True}, Move.ROLL_BACK),

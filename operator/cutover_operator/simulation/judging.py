@@ -19,6 +19,7 @@ from cutover_operator.rollout.accuracy import pass_alpha
 from cutover_operator.rollout.gate_tests import Counts, Judged
 from cutover_operator.rollout.gates import (
     DEFAULT_RATIO_MARGIN,
+    EXCUSABLE,
     SLOW_SHARE,
     NamedGate,
     advance_names,
@@ -48,6 +49,8 @@ class Rules:
     gates: tuple[NamedGate, ...]
     wanted: NDArray[np.bool_]
     """(steps, gates): must pass to leave the step."""
+    excusable: NDArray[np.bool_]
+    """(gates, 1): a control that does not answer excuses its fail."""
     floors: Floats
     """(steps, gates): what a certificate must prove; NaN where there is nothing to certify."""
     weight: Floats
@@ -65,6 +68,7 @@ class Rules:
         return cls(
             spec=spec,
             gates=gates,
+            excusable=np.asarray([[g.metric in EXCUSABLE] for g in gates]),
             wanted=np.asarray([[g.name in wanted for g in gates] for wanted in names]),
             floors=np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))]),
             weight=np.asarray([(s.weight or 0) / 100 for s in steps]),
