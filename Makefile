@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: .venv/.synced ## Install everything the project needs into .venv
@@ -33,6 +33,10 @@ test: setup ## All tiers: lint, unit, api, chart, node; prints how long each too
 .PHONY: unit api chart-test node
 unit api chart-test node: setup ## One tier (chart-test for the chart's)
 	$(RUN)/python tests/tiers.py $(subst chart-test,chart,$@)
+
+.PHONY: bench-decisions
+bench-decisions: setup ## The decisions in simulated rollouts beside other tools' (RUNS=50 for a quick look)
+	$(RUN)/python -m bench.decisions --runs $${RUNS:-300}
 
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node

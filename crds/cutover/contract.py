@@ -5,6 +5,7 @@ Constants only. Every dashboard, rule and query is tested against them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import IntEnum
 
 # ------------------------------------------------------------------ HTTP
@@ -50,7 +51,11 @@ FALLBACKS = "cutover_fallbacks_total"
 BREAKER_OPEN = "cutover_breaker_open"
 """Gauge {gateway, arm}: 1 while the arm is not asked."""
 SHADOW_PAIRS = "cutover_shadow_pairs_total"
-"""Counter {gateway, rollout, version, agreement}: mirrored requests; agreement is agree, disagree, invalid or error."""
+"""Counter {gateway, rollout, version, agreement}: mirrored requests. agreement is agree, disagree, invalid, error, or
+deferred: a valid answer below the threshold in force, which nobody would have been given."""
+AGREEMENTS = ("agree", "disagree", "invalid", "error", "deferred")
+CONFIDENCE = "cutover_confidence_total"
+"""Counter {gateway, rollout, version, bin}: the candidate's valid answers, served, deferred and mirrored, by confidence."""
 SHADOW_DURATION = "cutover_shadow_duration_seconds"
 """Histogram {gateway, rollout, version}: the candidate's time for mirrored requests."""
 SHADOW_DROPPED = "cutover_shadow_dropped_total"
@@ -71,6 +76,21 @@ LABELS_MATURED = "cutover_labels_matured_total"
 """Counter {rollout, arm, version, field, stratum, result}: sampled requests past their label deadline, counted once in
 the database and exported alike by every replica: take the maximum over replicas, never the sum."""
 LABEL_RESULTS = ("right", "wrong", "missing")
+LABEL_POOL = "cutover_label_pool_total"
+"""Counter {rollout, version, stratum}: matured requests the candidate is judged by that might have been drawn for a label,
+drawn or not. From the database, like the labels."""
+LABEL_WEIGHT = "cutover_label_weight_total"
+"""Counter {rollout, version, stratum}: those that were drawn, each counting 1 / the chance of being drawn from the pool."""
+LABEL_PAIRS = "cutover_label_pairs_total"
+"""Counter {rollout, version, field, result}: matured requests that both models answered, by who was right. `version` is
+the candidate's. From the database, like the labels."""
+PAIR_RESULTS = ("both", "candidate", "control", "neither", "missing")
+LABEL_DOUBLES = "cutover_label_doubles_total"
+"""Counter {rollout, field, result}: matured requests drawn for a second labeller, by whether the two agree."""
+DOUBLE_RESULTS = ("same", "different")
+LABEL_CONFIDENCE = "cutover_label_confidence_total"
+"""Counter {rollout, version, field, bin, result}: matured requests by the confidence of the candidate's valid answer,
+whether it was kept, deferred or mirrored; result as for the labels."""
 LABEL_PROBABILITY = "cutover_label_sampling_probability"
 """Gauge {gateway, rollout, stratum}."""
 LABEL_CORRECTIONS = "cutover_label_corrections_total"
@@ -81,8 +101,25 @@ SATISFACTION = "cutover_satisfaction_total"
 FIELD_OVERALL = "overall"
 """Value of the label `field` that means: every scored field right."""
 STRATUM_ALL = "all"
+STRATUM_AGREE = "agree"
+STRATUM_DISAGREE = "disagree"
+"""Strata of a mirrored pair: whether both models say the same in every scored field. Without a pair: all."""
+CONFIDENCE_EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+"""Lower edges of the bins of confidence, and the thresholds routing may choose from."""
+BIN_UNKNOWN = "none"
+BIN_LOWEST = "0"
+CONFIDENCE_BINS = (BIN_UNKNOWN, BIN_LOWEST, *(f"{edge:g}" for edge in CONFIDENCE_EDGES))
+"""Values of the label `bin`, from the least sure up: none is an answer without log-probabilities."""
 ROLLOUT_NONE = "none"
 """Value of the label `rollout` when no rollout is active."""
+
+
+def confidence_bin(confidence: float | None) -> str:
+    """The bin a confidence falls into. An edge belongs to the bin above it, as a threshold keeps what equals it."""
+    if confidence is None:
+        return BIN_UNKNOWN
+    at = bisect_right(CONFIDENCE_EDGES, confidence)
+    return f"{CONFIDENCE_EDGES[at - 1]:g}" if at else BIN_LOWEST
 
 
 def rollout_key(uid: str) -> str:

@@ -55,6 +55,8 @@ class AssessmentRecord(WireModel):
     stratum: str = STRATUM_ALL
     sampling_probability: float = 0.0
     label_deadline_seconds: float = 86400.0
+    labellers: Annotated[int, Field(ge=1, le=8)] = 1
+    """How many people label it, apart from one another, when it is sampled."""
 
 
 class ShadowUpdate(WireModel):
@@ -62,6 +64,15 @@ class ShadowUpdate(WireModel):
 
     id: str
     candidate: ArmAnswer
+    kept: bool = True
+    """False: valid, but below the threshold of confidence in force, so that nobody would have been given it."""
+    pooled: bool = False
+    """Where pairs are drawn by stratum: the request might have been drawn for a label. Decided here, not with its record."""
+    sampled: bool = False
+    """It was drawn: people are asked to label it."""
+    stratum: str = STRATUM_ALL
+    sampling_probability: float = 0.0
+    """Chance of being drawn, once in the pool."""
 
 
 class RecordBatch(WireModel):

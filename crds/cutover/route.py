@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from cutover.contract import ROLLOUT_NONE, STRATUM_ALL
+from cutover.contract import ROLLOUT_NONE, STRATUM_AGREE, STRATUM_ALL, STRATUM_DISAGREE
 from cutover.task import Task
 
 BASIS_POINTS = 10_000
@@ -71,10 +71,29 @@ class FallbackRules(WireModel):
 
 
 class LabelSampling(WireModel):
-    """Which requests people are asked to label: hash(salt, 'label', id) < probability of the stratum."""
+    """Which requests people are asked to label: hash(salt, 'label', id) < probability of the stratum.
+
+    With probabilities for agree and disagree, a request that both models answer is drawn when the second answer is
+    there and tells the stratum; every other request is of stratum all and drawn with its record.
+    """
 
     probability: dict[str, float] = Field(default_factory=lambda: {STRATUM_ALL: 0.0})
     deadline_seconds: float = 86400.0
+    mirrored: bool = False
+    """A sampled request that the control answers is copied to the candidate too, whatever the shadow share."""
+    double_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the requests that two people label, apart from one another, if they are sampled."""
+
+    @property
+    def by_stratum(self) -> bool:
+        return STRATUM_DISAGREE in self.probability
+
+    @property
+    def pair_probability(self) -> float:
+        """The highest chance of a request that both models answer."""
+        if not self.by_stratum:
+            return self.probability.get(STRATUM_ALL, 0.0)
+        return max(self.probability.get(stratum, 0.0) for stratum in (STRATUM_AGREE, STRATUM_DISAGREE))
 
 
 class Route(WireModel):
@@ -164,6 +183,13 @@ def mirrored(route: Route, key: str) -> bool:
     return bucket(route.salt, "shadow", key) * BASIS_POINTS < route.shadow_basis_points
 
 
+def mirrored_for_label(route: Route, key: str, request_id: str) -> bool:
+    """Whether a request the control answers is copied to the candidate because people will, or may, label it."""
+    if route.candidate is None or not route.labels.mirrored or assigned_to_candidate(route, key):
+        return False
+    return in_label_pool(route, request_id)
+
+
 def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:
     return route.labels.probability.get(stratum, 0.0)
 
@@ -171,3 +197,13 @@ def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:
 def sampled_for_label(route: Route, key: str, stratum: str = STRATUM_ALL) -> bool:
     """Whether people are asked to label this request. Independent of the assignment."""
     return bucket(route.salt, "label", key) < label_probability(route, stratum)
+
+
+def in_label_pool(route: Route, request_id: str) -> bool:
+    """Whether a request that both models answer might be drawn for a label, in one stratum or the other."""
+    return bucket(route.salt, "label", request_id) < route.labels.pair_probability
+
+
+def labellers_wanted(route: Route, request_id: str) -> int:
+    """How many people label this request if it is sampled. Independent of the sampling and of the assignment."""
+    return 2 if bucket(route.salt, "double", request_id) < route.labels.double_share else 1

@@ -9,7 +9,7 @@ import numpy as np
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_cli.chart import Axis, Line, line_chart
 from cutover_cli.layout import columns
-from cutover_cli.worlds import Assumptions, Limit, Story
+from cutover_cli.worlds import Assumptions, Limit, Story, not_simulated
 from cutover_operator.rollout.draft import step_title
 from cutover_operator.rollout.gates import named_gates
 from cutover_operator.rollout.wording import span
@@ -28,6 +28,9 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
         f"Assumed: {assumed.rps:g} requests/s, {100 * assumed.label_rate:.3g} % of answers labelled, errors "
         f"{100 * assumed.error_rate:.3g} %, control right in {100 * assumed.control_accuracy:.4g} %."
     )
+    missing = not_simulated(spec)
+    if missing:
+        head += f"\nNot simulated: {'; '.join(missing)}."
     if len(stories) > SIDE_BY_SIDE:
         return f"{head}\n\n{_compared(stories)}"
     rows = [

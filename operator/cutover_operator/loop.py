@@ -129,18 +129,33 @@ class Loop:
                 plan = reconciler.decide(world, now)
                 if plan.leaves_alone(world.parent):
                     return plan.again_in_seconds, "unchanged"
+                if plan.routine:
+                    return await self._routine(key, world, plan, now, changes), "ok"
         world = await reconciler.gather(key, now)
         if world is None:
             if memory is not None:
                 memory.gone(key)
             return None, "gone"
         plan = reconciler.decide(world, now)
-        written = await self._execute(key, plan, world.parent, now)
         if plan.routine:
-            self._own_versions.extend(obj["metadata"]["resourceVersion"] for obj in written)
-            if memory is not None:
-                memory.keep(key, world, written, changes)
+            return await self._routine(key, world, plan, now, changes), "ok"
+        await self._execute(key, plan, world.parent, now)
         return plan.again_in_seconds, "ok"
+
+    async def _routine(self, key: Key, world: Any, plan: Plan, now: datetime, changes: int) -> float | None:
+        """Carry out a plan from which nothing follows, and remember how things stand then. What it writes is
+        compare-and-swap: a world that was not as it is any more ends in a Conflict and is forgotten."""
+        memory = self._memories.get(key.resource)
+        try:
+            written = await self._execute(key, plan, world.parent, now)
+        except KubeError:
+            if memory is not None:
+                memory.changed(key)
+            raise
+        self._own_versions.extend(obj["metadata"]["resourceVersion"] for obj in written)
+        if memory is not None:
+            memory.keep(key, world, written, changes)
+        return plan.again_in_seconds
 
     async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:
         """Carry the plan out; the objects as they were written."""

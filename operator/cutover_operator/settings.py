@@ -12,7 +12,7 @@ from cutover_operator.origins import origin_of
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEFAULT_NAMESPACE = "default"
 OPS_PORT = 8080
-WORKERS = 16
+WORKERS = 64
 
 
 class SettingsError(Exception):

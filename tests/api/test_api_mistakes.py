@@ -102,6 +102,13 @@ def wrong(what: str, changes: Json, *answer: str) -> Any:
     return pytest.param(Mistake(what, changes, answer), id=what)
 
 
+CUSTOM = {
+    "metric": "custom",
+    "name": "appeals",
+    "bad": 'claims_total{result=~"appealed|void"}',
+    "total": "claims_total",
+    "limit": 0.1,
+}
 S3 = "s3://bucket/rows.jsonl"
 TRAINING_MISTAKES = [
     wrong("no source", {"spec.dataset.source": {}}, "spec.dataset.source", "exactly one of http, uri and claim"),
@@ -145,7 +152,6 @@ TRAINING_MISTAKES = [
     wrong("typing error in a field", {"spec.fineTune.learning_rate": 1e-4}, "unknown field", "spec.fineTune.learning_rate"),
     wrong("name too long", {"metadata.name": "a" * 53}, "metadata.name", "52"),
     wrong("name with a dot", {"metadata.name": "damage.v1"}, "metadata.name", "should match"),
-    # not supported yet
     wrong("tuning", {"spec.tuning": {"trials": 4}}, "spec.tuning", "not supported by this version; remove it"),
     wrong("synthetic", {"spec.dataset.synthetic": {"uri": S3}}, "spec.dataset.synthetic", "not supported", "remove it"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
@@ -179,8 +185,12 @@ ROLLOUT_MISTAKES = [
     wrong("step with a gate twice", {"spec.steps.0.gates": ["latency", "latency"]}, "steps[0].gates[1]", "Duplicate value"),
     wrong("gate twice", {"spec.gates.2": {"metric": "latency", "limit": 1}}, "spec.gates", "unique", "give name"),
     wrong("gate name twice", {"spec.gates.2.name": "latency"}, "spec.gates", "unique", "give name"),
-    wrong("gate without limit", {"spec.gates.1": {"metric": "latency"}}, "spec.gates[1]", "exactly one of limit and margin"),
-    wrong("gate with both", {"spec.gates.0.margin": 0.02}, "spec.gates[0]", "exactly one of limit and margin"),
+    wrong("gate without limit", {"spec.gates.1": {"metric": "latency"}}, "spec.gates[1]", "a gate needs limit"),
+    wrong("accuracy of nothing", {"spec.gates.0": {"metric": "accuracy"}}, "spec.gates[0]", "a gate needs limit"),
+    wrong("latency by margin alone", {"spec.gates.1": {"metric": "latency", "margin": 0.5}}, "a gate needs limit"),
+    wrong("margin of cost", {"spec.gates.1": {"metric": "cost", "limit": 0.01, "margin": 0.5}}, "gates[1].margin", "remove it"),
+    wrong("margin in percent", {"spec.gates.0.margin": 2}, "gates[0].margin", "less than or equal to 1"),
+    wrong("satisfaction by limit", {"spec.gates.1": {"metric": "satisfaction", "limit": 0.8}}, "gates[1].limit", "set margin"),
     wrong("metric unknown", {"spec.gates.0.metric": "f1"}, "gates[0].metric", '"accuracy", "latency"'),
     wrong("latency between edges", {LATENCY_GATE: 2.5}, "spec.gates[1].limit", "nearest: 2 or 3 seconds", "0.05, 0.1"),
     wrong("latency in milliseconds", {LATENCY_GATE: 800}, "spec.gates[1].limit", "nearest: 60 seconds"),
@@ -194,11 +204,22 @@ ROLLOUT_MISTAKES = [
     wrong("field of a latency gate", {"spec.gates.1.field": "damageType"}, "spec.gates[1].field", "accuracy only"),
     wrong("counters of a built-in gate", {"spec.gates.1.bad": "x"}, "spec.gates[1]", "must not have bad or total"),
     wrong("custom gate without counters", {"spec.gates.1": {"metric": "custom", "limit": 0.1}}, "needs name, bad and total"),
+    wrong("custom with a rate", {"spec.gates.1": {**CUSTOM, "bad": "rate(claims_total[5m])"}}, "gates[1].bad", "no functions"),
+    wrong("custom with a range", {"spec.gates.1": {**CUSTOM, "total": "claims_total[5m]"}}, "gates[1].total", "no functions"),
+    wrong("custom without quotes", {"spec.gates.1": {**CUSTOM, "bad": "claims_total{result=bad}"}}, "gates[1].bad", "appealed"),
+    wrong("custom without a name", {"spec.gates.1": {**CUSTOM, "total": '{job="claims"}'}}, "gates[1].total", "counter by name"),
+    wrong("custom in percent", {"spec.gates.1": {**CUSTOM, "limit": 10}}, "gates[1].limit", "between 0 and 1"),
+    wrong("strata and a margin", {"spec.analysis.labels.strata": "disagreement", "spec.gates.0.margin": 0.02}, "labels.strata", "no margin"),
+    wrong("second labels in percent", {"spec.analysis.labels.doubleShare": 5}, "labels.doubleShare", "less than or equal to 1"),
+    wrong("label pool unknown", {"spec.analysis.labels.pool": "all"}, "labels.pool", '"served", "mirrored"'),
     wrong("control of nothing", {"spec.control": {}}, "spec.control", "leave control out"),
     wrong("control of both", {"spec.control": {"promoted": True, "provider": "gpt-4"}}, "spec.control", "exactly one"),
     wrong("risk of a coin", {"spec.analysis.risk": 0.9}, "analysis.risk", "less than or equal to 0.5"),
     wrong("prometheus without scheme", {"spec.analysis.prometheus.url": "prometheus:9090"}, "prometheus.url", "https?://"),
     wrong("confidence in percent", {"spec.fallback.confidence": 80}, "fallback.confidence", "less than or equal to 1"),
+    wrong("confidence twice", {"spec.fallback": {"confidence": 0.8, "autoConfidence": True}}, "remove one of them"),
+    wrong("auto confidence for no limit", {"spec.fallback.autoConfidence": True, "spec.gates.0": {"metric": "accuracy", "margin": 0.02}}, "autoConfidence", "exactly one accuracy gate"),
+    wrong("auto confidence by stratum", {"spec.fallback.autoConfidence": True, "spec.analysis.labels.strata": "disagreement"}, "drawn alike"),
     wrong("confidence as text", {"spec.fallback.confidence": "auto"}, "fallback.confidence", "must be of type number"),
     wrong("fallback on a whim", {"spec.fallback.when": ["mood"]}, "fallback.when[0]", '"error", "timeout"'),
     wrong("engine unknown", {"spec.serving.engine": "ollama"}, "serving.engine", '"vllm", "tgi"'),
@@ -222,16 +243,6 @@ ROLLOUT_MISTAKES = [
     wrong("request unknown", {"spec.request": {"id": "1", "action": "pause"}}, "request.action", '"promote", "abort"'),
     wrong("request without id", {"spec.request": {"action": "abort"}}, "request.id", "Required value"),
     wrong("typing error in a gate", {"spec.gates.0.threshold": 0.9}, "unknown field", "spec.gates[0].threshold"),
-    # not supported yet
-    wrong("margin", {"spec.gates.0": {"metric": "accuracy", "margin": 0.02}}, "margin is not supported", "set limit"),
-    wrong(
-        "custom gate",
-        {"spec.gates.1": {"metric": "custom", "name": "c", "bad": "a", "total": "b", "limit": 0.1}},
-        "custom is not supported",
-        "built-in",
-    ),
-    wrong("strata", {"spec.analysis.labels.strata": "disagreement"}, "labels.strata", "not supported", "set none"),
-    wrong("auto confidence", {"spec.fallback.autoConfidence": True}, "autoConfidence is not supported", "to a number"),
 ]  # fmt: skip
 
 
@@ -270,7 +281,8 @@ RIGHT = [
         "modelrollout.yaml",
         "ModelRollout",
         {"spec.fallback": {"confidence": 0.8}, "spec.steps.0.gates": ["accuracy-damagetype", "latency"],
-         "spec.steps.0.deadline": "1d", "spec.request": {"id": "now", "action": "skip"}},
+         "spec.gates.0.margin": 0.02, "spec.gates.1.margin": 0.5, "spec.gates.2": CUSTOM,
+         "spec.analysis.labels.pool": "served", "spec.steps.0.deadline": "1d", "spec.request": {"id": "now", "action": "skip"}},
         id="options",
     ),
 ]  # fmt: skip

@@ -20,8 +20,13 @@ import yaml
 
 from cutover.contract import (
     BREAKER_OPEN,
+    CONFIDENCE,
     COST,
     DURATION,
+    LABEL_CONFIDENCE,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
     LABELS_MATURED,
     LATENCY_EDGES_SECONDS,
     REQUESTS,
@@ -32,7 +37,7 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 from cutover.route import Route, RouteReport
-from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable
+from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key, Plan
 from cutover_operator.port import CONFIG_MAPS, DEPLOYMENTS, MODEL_ROLLOUTS, Conflict, Kube, Object
@@ -84,6 +89,11 @@ STEPS = [
 ]
 
 
+AGREEING = 0.85
+"""Share of mirrored requests on which both models say the same."""
+LABELLED_FIELDS = ("overall", "damageType")
+
+
 @dataclass
 class Behaviour:
     """How an arm answers, from now on."""
@@ -122,6 +132,8 @@ class Town:
     prometheus_down: str = ""
     scraping: bool = True
     control_breaker_open: bool = False
+    sureness: tuple[tuple[str, float, float], ...] = ()
+    """(bin of confidence, share of the candidate's answers, accuracy there); none: every answer is kept."""
     pods_stuck: bool = False
     """Gateway pods keep the route they have."""
     candidate_starts: bool = True
@@ -131,7 +143,7 @@ class Town:
         self.random = np.random.default_rng(self.seed)
         self.counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self.history: dict[tuple[str, tuple[tuple[str, str], ...]], list[Sample]] = defaultdict(list)
-        self.due_labels: list[tuple[float, str, str, str, str, float]] = []
+        self.due_labels: list[tuple[float, str, dict[str, str], float]] = []
         self.in_force: dict[str, Route] = {}
         self.names = {f"gw-{i}": f"gw-{i}" for i in range(self.pods)}
         self.kube.clock = lambda: self.clock
@@ -215,7 +227,7 @@ class Town:
         self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
     ) -> dict[str, Answer | Unavailable]:
         wanted = {metric: metric for metric in asked.metrics}
-        wanted |= {selector: re.split(r"[{\[]", selector)[0] for selector in asked.custom}
+        wanted |= {custom_key(selector): re.split(r"[{\[]", selector)[0] for selector in asked.custom}
         return {key: self._recent(metric, window_seconds) for key, metric in wanted.items()}
 
     def _recent(self, metric: str, window_seconds: int) -> Answer | Unavailable:
@@ -284,63 +296,151 @@ class Town:
             self._answer(pod, route, arm, count, behaviour, version)
         mirrored = int(self.random.binomial(n - mine, route.shadow_basis_points / 10000))
         if route.shadow_basis_points:
-            self._mirror(pod, route, mirrored)
+            self._mirror(pod, route, mirrored, route.labels.pair_probability)
+        elif route.labels.mirrored:
+            copied = int(self.random.binomial(n - mine, min(route.labels.pair_probability, 1.0)))
+            self._mirror(pod, route, copied, 1.0)
 
     def _answer(self, pod: str, route: Route, arm: str, n: int, how: Behaviour, version: str) -> None:
         own = {"gateway": GATEWAY, "rollout": route.rollout, "arm": arm, "version": version, "instance": pod}
         errors = int(self.random.binomial(n, how.errors))
-        for outcome, count in (("ok", n - errors), ("error", errors), ("deferred", 0), ("rejected", 0)):
+        kept, right = self._kept(route, pod, n - errors) if arm == "candidate" else (n - errors, 0.0)
+        deferred = n - errors - kept
+        for outcome, count in (("ok", kept), ("error", errors), ("deferred", deferred), ("rejected", 0)):
             self._add(REQUESTS, count, **own, outcome=outcome)
         slow = int(self.random.binomial(n, how.slow))
         for edge in LATENCY_EDGES_SECONDS:
             self._add(DURATION, n - slow if edge <= 4 else n, **own, le=f"{edge:.1f}")
         self._add(DURATION, n, **own, le="+Inf")
-        self._add(COST, n * how.cost_usd, **own)
-        self._sample(route, arm, n - errors, how.accuracy, version)
+        self._add(COST, n * how.cost_usd + deferred * self.control.cost_usd, **own)
+        by_stratum = route.labels.by_stratum and arm == "control"
+        if not by_stratum:
+            accuracy = right if arm == "candidate" and self.sureness else how.accuracy
+            self._sample(route, arm, kept, accuracy, version, route.labels.probability.get("all", 0.0))
 
-    def _mirror(self, pod: str, route: Route, n: int) -> None:
+    def _mirror(self, pod: str, route: Route, n: int, pooled: float) -> None:
+        """`pooled`: the chance of a copy to be in the pool that labels are drawn from."""
         assert route.candidate is not None
-        own = {
-            "gateway": GATEWAY,
-            "rollout": route.rollout,
-            "version": route.candidate.version,
-            "instance": pod,
-        }
+        version = route.candidate.version
+        own = {"gateway": GATEWAY, "rollout": route.rollout, "version": version, "instance": pod}
         errors = int(self.random.binomial(n, self.candidate.errors))
-        for agreement, count in (("agree", n - errors), ("disagree", 0), ("invalid", 0), ("error", errors)):
+        kept, right = self._kept(route, pod, n - errors, pooled)
+        agree = int(self.random.binomial(kept, AGREEING))
+        told = (
+            ("agree", agree),
+            ("disagree", kept - agree),
+            ("deferred", n - errors - kept),
+            ("error", errors),
+        )
+        for agreement, count in told:
             self._add(SHADOW_PAIRS, count, **own, agreement=agreement)
         slow = int(self.random.binomial(n, self.candidate.slow))
         for edge in LATENCY_EDGES_SECONDS:
             self._add(SHADOW_DURATION, n - slow if edge <= 4 else n, **own, le=f"{edge:.1f}")
         self._add(SHADOW_DURATION, n, **own, le="+Inf")
-        self._sample(route, "candidate", n - errors, self.candidate.accuracy, route.candidate.version)
+        if route.labels.by_stratum:
+            self._draw(route, agree, kept - agree, pooled)
+            return
+        chance = min(pooled, 1.0)
+        accuracy = right if self.sureness else self.candidate.accuracy
+        self._sample(route, "candidate", kept, accuracy, version, chance)
+        self._pair(route, int(self.random.binomial(kept, chance)))
 
-    def _sample(self, route: Route, arm: str, n: int, accuracy: float, version: str) -> None:
-        chance = route.labels.probability.get("all", 0.0)
-        drawn = int(self.random.binomial(max(n, 0), min(chance, 1.0)))
-        right = int(self.random.binomial(drawn, accuracy))
-        due = self.now + route.labels.deadline_seconds
-        for result, count in (("right", right), ("wrong", drawn - right)):
-            if count:
-                self.due_labels.append((due, route.rollout, arm, version, result, float(count)))
-
-    def _label(self) -> None:
-        for due, rollout, arm, version, result, count in self.due_labels:
-            if due > self.now:
-                continue
-            for replica in ("as-0", "as-1"):
-                for field_name in ("overall", "damageType"):
-                    self._add(
-                        LABELS_MATURED,
-                        count,
-                        rollout=rollout,
-                        arm=arm,
+    def _kept(self, route: Route, pod: str, n: int, chance: float | None = None) -> tuple[int, float]:
+        """How many of the candidate's answers are sure enough, and how often those are right; all are counted by their
+        confidence, and labelled with it."""
+        assert route.candidate is not None
+        if not self.sureness:
+            return n, self.candidate.accuracy
+        limit = route.fallback_rules.confidence or 0.0
+        drawn = route.labels.probability.get("all", 0.0) if chance is None else min(chance, 1.0)
+        counts = self.random.multinomial(n, [share for _, share, _ in self.sureness])
+        kept = right = 0.0
+        own = {"gateway": GATEWAY, "rollout": route.rollout, "instance": pod}
+        version = route.candidate.version
+        for (name, _, accuracy), count in zip(self.sureness, counts, strict=True):
+            self._add(CONFIDENCE, float(count), **own, version=version, bin=name)
+            labelled = int(self.random.binomial(count, drawn))
+            good = int(self.random.binomial(labelled, accuracy))
+            for result, n_labels in (("right", good), ("wrong", labelled - good)):
+                for field_name in LABELLED_FIELDS:
+                    self._later(
+                        route,
+                        LABEL_CONFIDENCE,
+                        n_labels,
                         version=version,
                         field=field_name,
-                        stratum="all",
+                        bin=name,
                         result=result,
-                        instance=replica,
                     )
+            if float(name) >= limit:
+                kept, right = kept + count, right + count * accuracy
+        return int(kept), right / kept if kept else 0.0
+
+    def _draw(self, route: Route, agree: int, disagree: int, pooled: float) -> None:
+        """Pairs of both strata into the pool, and out of it to the people who label."""
+        easy = min(0.99, self.candidate.accuracy + 0.05)
+        hard = (self.candidate.accuracy - AGREEING * easy) / (1 - AGREEING)
+        assert route.candidate is not None
+        labels = {"version": route.candidate.version}
+        for stratum, n, accuracy in (("agree", agree, easy), ("disagree", disagree, hard)):
+            pool = int(self.random.binomial(n, min(pooled, 1.0)))
+            chance = route.labels.probability[stratum] / route.labels.pair_probability
+            drawn = int(self.random.binomial(pool, chance))
+            right = int(self.random.binomial(drawn, min(max(accuracy, 0.0), 1.0)))
+            self._later(route, LABEL_POOL, pool, **labels, stratum=stratum)
+            self._later(route, LABEL_WEIGHT, drawn / chance, **labels, stratum=stratum)
+            self._labelled(route, "candidate", labels["version"], stratum, right, drawn - right)
+
+    def _pair(self, route: Route, n: int) -> None:
+        assert route.candidate is not None
+        mine, theirs = self.candidate.accuracy, self.control.accuracy
+        shares = [mine * theirs, mine * (1 - theirs), (1 - mine) * theirs, (1 - mine) * (1 - theirs)]
+        for result, count in zip(
+            ("both", "candidate", "control", "neither"), self.random.multinomial(n, shares), strict=True
+        ):
+            for name in LABELLED_FIELDS:
+                self._later(
+                    route,
+                    LABEL_PAIRS,
+                    float(count),
+                    version=route.candidate.version,
+                    field=name,
+                    result=result,
+                )
+
+    def _sample(self, route: Route, arm: str, n: int, accuracy: float, version: str, chance: float) -> None:
+        drawn = int(self.random.binomial(max(n, 0), min(chance, 1.0)))
+        right = int(self.random.binomial(drawn, accuracy))
+        self._labelled(route, arm, version, "all", right, drawn - right)
+        if arm == "candidate":
+            for metric in (LABEL_POOL, LABEL_WEIGHT):
+                self._later(route, metric, drawn, version=version, stratum="all")
+
+    def _labelled(self, route: Route, arm: str, version: str, stratum: str, right: int, wrong: int) -> None:
+        for result, count in (("right", right), ("wrong", wrong)):
+            for name in LABELLED_FIELDS:
+                self._later(
+                    route,
+                    LABELS_MATURED,
+                    count,
+                    arm=arm,
+                    version=version,
+                    field=name,
+                    stratum=stratum,
+                    result=result,
+                )
+
+    def _later(self, route: Route, metric: str, count: float, **labels: str) -> None:
+        """A total of the database that grows when the label deadline of these requests passes."""
+        if count:
+            due = self.now + route.labels.deadline_seconds
+            self.due_labels.append((due, metric, labels | {"rollout": route.rollout}, count))
+
+    def _label(self) -> None:
+        for due, metric, labels, count in self.due_labels:
+            for replica in ("as-0", "as-1") if due <= self.now else ():
+                self._add(metric, count, **labels, instance=replica)
         self.due_labels = [d for d in self.due_labels if d[0] > self.now]
 
     def _scrape(self) -> None:

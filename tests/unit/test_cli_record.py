@@ -101,7 +101,7 @@ async def test_explain_tells_no_time_while_a_person_stands_in_the_way(
 async def test_explain_without_the_evidence_says_so_and_shows_the_status(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    town = await after(40, spec={"analysis": SLOW_LABELS})
+    town = await after(40, spec={"analysis": SLOW_LABELS}, candidate=Behaviour(accuracy=0.91))
     cluster = await seen(town, folder, monkeypatch)
     cluster.put(forbidden=["configmaps"])
     assert main(["explain", "cut"]) == 0
@@ -127,7 +127,7 @@ async def test_report_prints_what_the_operator_wrote(
 async def test_report_is_made_from_status_and_ledger_while_there_is_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    town = await after(40, spec={"analysis": SLOW_LABELS})
+    town = await after(40, spec={"analysis": SLOW_LABELS}, candidate=Behaviour(accuracy=0.91))
     cluster = await seen(town, folder, monkeypatch)
     assert main(["report", "cut"]) == 0
     text = capsys.readouterr().out

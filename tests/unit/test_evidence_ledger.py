@@ -14,7 +14,7 @@ from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark
 from cutover_operator.evidence.ledger_map import from_config_map, to_config_map
-from cutover_operator.evidence.samples import Answer, Series
+from cutover_operator.evidence.samples import Answer, Series, custom_key
 from cutover_operator.rollout.resources import Owner
 
 WANTED = Wanted("r", "v1", edges=(2.0,), cost_limit=0.01)
@@ -140,8 +140,8 @@ def test_custom_counters_leave_out_what_was_before_the_rollout() -> None:
     wanted = Wanted("r", "v1", custom=(("g", "bad_total", "all_total"),))
     started = Ledger(uid="u", version="v1", started_at=100.0)
     answers = {
-        "bad_total": Answer((Series({"x": "1"}, [(90.0, 500.0), (110.0, 503.0)]),), 110.0),
-        "all_total": Answer((Series({"x": "1"}, [(105.0, 10.0), (110.0, 20.0)]),), 110.0),
+        custom_key("bad_total"): Answer((Series({"x": "1"}, [(90.0, 500.0), (110.0, 503.0)]),), 110.0),
+        custom_key("all_total"): Answer((Series({"x": "1"}, [(105.0, 10.0), (110.0, 20.0)]),), 110.0),
     }
     ledger = fold(started, answers, wanted)
     assert ledger.total("custom/g/bad") == 3

@@ -19,7 +19,7 @@ from cutover_operator.evidence.folding import Wanted
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import Prometheus, Result, query_for, window_for
 from cutover_operator.evidence.reading import Read, Wish, asked, digest, read_evidence
-from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LEDGER = Ledger(uid="u", version="v1", started_at=0.0)
@@ -123,7 +123,7 @@ async def test_every_failure_is_a_value_with_words(
 ) -> None:
     server.answer = handler
     answers = await Prometheus(session, timeout_seconds=0.5).read(server.url, want(custom=("m",)), 120, 10)
-    assert set(answers) == {REQUESTS, DURATION, "m"}
+    assert set(answers) == {REQUESTS, DURATION, custom_key("m")}
     for result in answers.values():
         assert isinstance(result, Unavailable)
         assert result.kind == kind
@@ -302,6 +302,97 @@ def test_an_edge_matches_in_both_ways_of_writing_it() -> None:
         assert matcher.fullmatch(edge), edge
     for edge in ("20", "20.0", "200", "0x5", "5"):
         assert not matcher.fullmatch(edge), edge
+
+
+# ---------------------------------------------------------------- counters of a user's own
+CUSTOM = ("appeals", 'appeals_total{kind="house"}', "claims_total")
+
+
+def custom_of(now: float, bad: list[Any], total: list[Any]) -> list[Any]:
+    """Samples 15 s apart, the last one now; a counter without samples is one that does not exist."""
+
+    def row(name: str, values: list[Any]) -> list[Any]:
+        at = [now - 15 * back for back in reversed(range(len(values)))]
+        return [({"__name__": name, "job": "claims"}, list(zip(at, values, strict=True)))] if values else []
+
+    return [*series_of(now), *row("appeals_total", bad), *row("claims_total", total)]
+
+
+async def read_custom(
+    server: FakePrometheus, session: aiohttp.ClientSession, ledger: Ledger | None = None
+) -> Read:
+    asking = Wish(url=server.url, gateway="assessor", wanted=Wanted("r", "v1", custom=(CUSTOM,)))
+    begun = ledger or Ledger(uid="u", version="v1", started_at=time.time() - 20)
+    return await read_evidence(Prometheus(session), asking, begun, 60.0)
+
+
+async def test_counters_of_a_users_own_are_counted_through_resets(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    server.series = custom_of(time.time(), [70, 71, 2, 3], [900, 950, 40, 60])
+    found = await read_custom(server, session, Ledger(uid="u", version="v1", started_at=time.time() - 40))
+    assert found.custom == {}
+    assert found.current.total("custom/appeals/bad") == 1 + 2 + 1
+    assert found.current.total("custom/appeals/total") == 50 + 40 + 20
+    assert CUSTOM[1] + "[120s]" in server.queries
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "kind", "words"),
+    [
+        ([], [1, 2], "NoSeries", "from zero"),
+        ([0, 1], [], "NoSeries", "claims_total"),
+        ([0, "NaN"], [1, 2], "BadAnswer", "bad: the newest"),
+        ([0, 1], [1, "+Inf"], "BadAnswer", "total: the newest"),
+        ([0, -1], [1, 2], "BadAnswer", "no counts"),
+    ],
+)
+async def test_a_users_counter_that_says_nothing_is_unavailable_for_its_gate_alone(
+    server: FakePrometheus,
+    session: aiohttp.ClientSession,
+    bad: list[Any],
+    total: list[Any],
+    kind: str,
+    words: str,
+) -> None:
+    server.series = custom_of(time.time(), bad, total)
+    found = await read_custom(server, session)
+    assert found.metrics is None, "the gateway's own metrics are judged by themselves"
+    assert found.custom["appeals"].kind == kind
+    assert words in found.custom["appeals"].message
+    assert not any(key.startswith("custom/") for key in found.current.totals), "neither half is counted"
+    assert found.current.total("requests/candidate/ok") == 5
+
+
+async def test_an_old_counter_and_a_refused_selector_are_unavailable_too(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = time.time()
+    server.series = [*series_of(now), *custom_of(now - 300, [1, 2], [3, 4])[2:]]
+    assert (await read_custom(server, session)).custom["appeals"].kind == "Stale"
+
+    async def refuses(request: web.Request) -> web.StreamResponse:
+        if server.queries[-1].startswith("appeals_total"):
+            return web.Response(status=400, text='{"error":"parse error"}')
+        return await server.samples(request)
+
+    server.series, server.answer = custom_of(now, [1, 2], [3, 4]), refuses
+    found = await read_custom(server, session)
+    assert (found.metrics, found.custom["appeals"].kind) == (None, "QueryRefused")
+
+
+async def test_what_came_while_a_users_counter_was_away_is_counted_when_it_is_back(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = time.time()
+    server.series = custom_of(now - 30, [0, 1], [0, 10])
+    first = (await read_custom(server, session)).current
+    server.series = custom_of(now, [0, "NaN"], [20, 30])
+    away = (await read_custom(server, session, first)).current.stamped(now)
+    assert away.total("custom/appeals/total") == first.total("custom/appeals/total")
+    server.series = custom_of(now, [5, 6], [80, 90])
+    back = (await read_custom(server, session, away)).current
+    assert (back.total("custom/appeals/bad"), back.total("custom/appeals/total")) == (5, 80)
 
 
 def test_only_the_breaker_of_the_control_tells_of_the_control() -> None:

@@ -270,6 +270,7 @@ async def test_metrics_are_those_of_the_contract_and_begin_at_zero(rig: Rig) -> 
             contract.COST: {"gateway", "rollout", "arm", "version"},
             contract.FALLBACKS: {"gateway", "rollout", "arm", "reason"},
             contract.BREAKER_OPEN: {"gateway", "arm"},
+            contract.CONFIDENCE: {"gateway", "rollout", "version", "bin"},
             contract.SHADOW_PAIRS: {"gateway", "rollout", "version", "agreement"},
             contract.SHADOW_DURATION + "_bucket": {"gateway", "rollout", "version", "le"},
             contract.SHADOW_DROPPED: {"gateway", "rollout", "reason"},

@@ -18,6 +18,7 @@ from cutover_operator.rollout.routing import (
     current_control,
     first_control,
     holder_of,
+    label_probabilities,
     label_probability,
     next_generation,
     read_route,
@@ -47,11 +48,14 @@ def position(**changes: Any) -> Position:
 
 
 def test_a_step_in_basis_points_with_the_uid_as_salt() -> None:
-    route = render(spec_of(), GATEWAY, position(shadow_percent=7, label_probability=0.5), 3)
+    route = render(spec_of(), GATEWAY, position(shadow_percent=7, label_probabilities={"all": 0.5}), 3)
     assert (route.weight_basis_points, route.shadow_basis_points, route.salt) == (2500, 700, "uid")
     assert (route.generation, route.rollout, route.rollout_name) == (3, "key", "cut")
     assert route.labels.probability == {"all": 0.5}
     assert route.labels.deadline_seconds == 60
+    assert route.labels.mirrored
+    served = spec_of(analysis={"labels": {"pool": "served"}})
+    assert not render(served, GATEWAY, position(), 3).labels.mirrored
     assert route.fallback == GPT4
     assert not route.fallback_rules.reverse, "only a promoted candidate answers for a dead control"
     assert render(spec_of(), GATEWAY, position(promoted=True), 3).fallback_rules.reverse
@@ -168,3 +172,31 @@ def test_a_route_that_cannot_be_read_is_none(text: str) -> None:
     assert read_route({"data": {"route.json": text}}) is None
     assert read_route(None) is None
     assert isinstance(render(spec_of(), GATEWAY, position(), 1), Route)
+
+
+@given(
+    st.floats(0.1, 10000),
+    st.one_of(st.none(), st.floats(0, 1e5)),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+)
+def test_strata_share_the_same_number_of_labels_and_settle(
+    per_hour: float, rate: float | None, agree: float, disagree: float
+) -> None:
+    alike = label_probabilities(per_hour, rate, {}, None)
+    found = label_probabilities(per_hour, rate, {}, (agree, disagree))
+    assert found["all"] == alike["all"]
+    assert 0 < found["agree"] <= found["disagree"] <= min(1.0, 4.01 * found["agree"])
+    share = (disagree + 15) / (agree + disagree + 100)
+    assert (1 - share) * found["agree"] + share * found["disagree"] <= 1.01 * found["all"]
+    assert label_probabilities(per_hour, rate, found, (agree, disagree)) == found
+    assert label_probabilities(per_hour, rate, found, (1.1 * agree, disagree)) == found, "not for little"
+    assert label_probabilities(per_hour, rate, found, None) == alike
+
+
+def test_two_labels_in_five_come_from_disagreements() -> None:
+    found = label_probabilities(3600, 10.0, {"all": 0.1}, (800.0, 200.0))
+    share = 0.2 * found["disagree"] / (0.8 * found["agree"] + 0.2 * found["disagree"])
+    assert share == pytest.approx(0.4, abs=0.02)
+    rare = label_probabilities(3600, 10.0, {"all": 0.1}, (99_000.0, 1000.0))
+    assert rare["disagree"] / rare["agree"] == pytest.approx(4.0, abs=0.01), "never more uneven than that"

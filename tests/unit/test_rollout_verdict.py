@@ -124,7 +124,12 @@ def test_cost_needs_a_hundred_answers_and_a_mean_below_the_limit() -> None:
 
 
 def test_accuracy_against_the_control_within_a_margin() -> None:
-    spec = spec_of(gates=[{"metric": "accuracy", "margin": 0.02}])
+    """Without a request that both models answered: one interval per arm."""
+    spec = spec_of(
+        gates=[{"metric": "accuracy", "margin": 0.02}],
+        steps=rollout_spec()["steps"][1:],
+        analysis={"labels": {"pool": "served"}},
+    )
 
     def both(right: float, wrong: float, c_right: float, c_wrong: float) -> Verdict:
         ledger = ledger_of(

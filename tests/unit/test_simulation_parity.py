@@ -124,7 +124,8 @@ class Replay(Town):
 
 
 def spec_of(gates: list[dict[str, Any]], steps: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    labels = {"perHour": 100_000, "deadline": "2h"}
+    # Simulated labels are of answers that were served or mirrored by the step: a margin is judged by sums, not by pairs.
+    labels = {"perHour": 100_000, "deadline": "2h", "pool": "served"}
     return {"gates": gates, "steps": steps, "analysis": {"interval": "30s", "labels": labels}, **more}
 
 

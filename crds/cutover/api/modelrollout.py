@@ -38,6 +38,10 @@ ENGINE_FAMILIES: dict[Engine, tuple[Family, ...]] = {
 }
 """Which engine serves which architecture (an external endpoint serves what it likes)."""
 
+_MATCHER = r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(=|!=|=~|!~)\s*"([^"\\]|\\.)*"\s*'
+SELECTOR_PATTERN = rf"^[a-zA-Z_:][a-zA-Z0-9_:]*(\{{({_MATCHER}(,{_MATCHER})*,?\s*)?\}})?$"
+"""What a custom gate may name: a PromQL series selector with a metric name."""
+
 MAP_BY_NAME = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 
 
@@ -142,13 +146,15 @@ class Gate(ApiModel):
     """accuracy: least share right; latency: seconds that 95 % of answers must beat (an edge of the histogram);
     errorRate: greatest share; cost: USD per assessment; custom: greatest share bad/total."""
     margin: Fraction | None = None
-    """Allowed loss against the control."""
+    """Allowed loss against the control. accuracy: as a difference of shares, 0.02 for two points, judged on the requests
+    both models answered; errorRate, latency and satisfaction: as a ratio, 0.5 for one and a half times the control's share."""
     role: Literal["advance", "rollback", "both"] = "both"
     """advance: must pass before a step is left; rollback: ends the rollout when it fails; both: both."""
     bad: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """custom: PromQL selector of the counter of bad events."""
+    """custom: PromQL selector of the counter of bad events, for example `claims_total{result="appealed"}`; no functions.
+    A series that is missing, old or NaN is unavailable, never zero: export it from zero on."""
     total: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """custom: PromQL selector of the counter of all events."""
+    """custom: PromQL selector of the counter of all events, the bad ones included."""
 
     @property
     def full_name(self) -> str:
@@ -189,8 +195,15 @@ class Labels(ApiModel):
     """Labels people can give; the gateway samples accordingly."""
     deadline: Annotated[Duration, between("1s", "90d")] = "24h"
     """A sampled request counts when it is this old: right, wrong, or missing (which counts against what is being proven)."""
+    pool: Literal["served", "mirrored"] = "mirrored"
+    """mirrored: a sampled request that the control answers is copied to the candidate too, so that one label judges both
+    models at every step; served: only answers that reached somebody, and those of a shadow step."""
     strata: Literal["none", "disagreement"] = "none"
-    """disagreement: sample requests where the two models differ more often."""
+    """disagreement: draw requests on which the two models differ more often, up to four times, and weigh them back; fewer
+    labels for the same proof, told once an hour."""
+    double_share: Fraction = 0.05
+    """Share of the labelled requests that a second person labels, not seeing the first label. It measures how often people
+    err, and accuracy limits are corrected by what it proves; a tenth of the risk of a pass pays for it."""
 
 
 class OnUnavailable(ApiModel):
@@ -236,7 +249,8 @@ class Fallback(ApiModel):
     confidence: Fraction | None = None
     """Candidate answers whose confidence in the decisive field is below it go to the fallback."""
     auto_confidence: bool = False
-    """Find the threshold that keeps the accuracy floor, instead of `confidence`."""
+    """Find the threshold at which the answers kept meet the limit of the one accuracy gate, instead of `confidence`: by
+    labels, once an hour, at the rollout's risk. Until one is proven only answers of the highest confidence are kept."""
     reverse: bool = True
     """Once promoted, the candidate also answers for a dead control."""
 
@@ -330,6 +344,28 @@ class LedgerRef(StatusModel):
     revision: Count = 0
 
 
+class RoutingStatus(StatusModel):
+    """The threshold that fallback.autoConfidence found, and what follows from it."""
+
+    threshold: Measured = None
+    """Candidate answers whose confidence is below it go to the fallback."""
+    certified: bool = False
+    """False: nothing is proven yet, so the threshold is the strictest there is."""
+    decided_at: Timestamp | None = None
+    epoch: Count = 1
+    """Fresh start of the evidence it stands on."""
+    labels: Count = 0
+    kept_share: Measured = None
+    """Of the candidate's valid answers."""
+    kept_accuracy: Measured = None
+    """Share right among the labels of the answers kept; a missing label counts as wrong."""
+    auroc: Measured = None
+    """Chance that a right answer is surer than a wrong one; 0.5 says that confidence is worthless."""
+    usd_per_assessment: Measured = None
+    """Expected, both models together."""
+    message: Text = ""
+
+
 class ModelRolloutStatus(StatusModel):
     schema_version: Count = 1
     observed_generation: Count = 0
@@ -358,6 +394,7 @@ class ModelRolloutStatus(StatusModel):
         default_factory=list
     )
     steps: Annotated[list[StepRecord], Field(max_length=64)] = Field(default_factory=list)
+    routing: RoutingStatus | None = None
     ledger: LedgerRef | None = None
     unavailable_since: Timestamp | None = None
     handled_request: Annotated[str, Field(max_length=64)] = ""

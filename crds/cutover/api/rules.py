@@ -11,6 +11,7 @@ from cutover.api.base import ApiModel, ClaimRef
 from cutover.api.cel import Rule, one_of, seconds, unchanged
 from cutover.api.modelrollout import (
     ENGINE_FAMILIES,
+    SELECTOR_PATTERN,
     Candidate,
     Control,
     Fallback,
@@ -65,7 +66,17 @@ _LATENCY = Rule(
     ),
 )
 
-_SHARES = "['accuracy', 'errorRate', 'satisfaction', 'custom']"
+_SHARES = "['accuracy', 'errorRate', 'custom']"
+
+
+def _selector(field: str) -> Rule:
+    """A series selector and nothing around it: functions hide resets, and with them events."""
+    return Rule(
+        f"!has(self.{field}) || self.{field}.matches(r'{SELECTOR_PATTERN}')",
+        f"{field} must be a counter by name, with label matchers if need be, for example "
+        'claims_total{result="appealed"}; no functions, ranges or arithmetic',
+        field=f".{field}",
+    )
 
 
 def _gate_name(gate: str) -> str:
@@ -215,6 +226,24 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "lower case, for example accuracy-damagetype or errorrate",
             field=".steps",
         ),
+        Rule(
+            "self.analysis.labels.strata == 'none' || self.gates.all(g, g.metric != 'accuracy' || has(g.limit) && "
+            "!has(g.margin))",
+            "analysis.labels.strata disagreement draws labels for a limit only; give accuracy gates a limit and no margin, "
+            "or set strata to none",
+            field=".analysis.labels.strata",
+        ),
+        Rule(
+            "!self.fallback.autoConfidence || self.gates.exists_one(g, g.metric == 'accuracy' && has(g.limit))",
+            "fallback.autoConfidence needs exactly one accuracy gate with a limit, which the answers kept must meet; add or "
+            "remove gates, or set confidence to a number",
+            field=".fallback.autoConfidence",
+        ),
+        Rule(
+            "self.analysis.labels.strata == 'none' || !self.fallback.autoConfidence",
+            "fallback.autoConfidence needs labels drawn alike; set analysis.labels.strata to none, or confidence to a number",
+            field=".analysis.labels.strata",
+        ),
     ),
     Candidate: (
         one_of(("trainingRunRef", "model"), "candidate needs exactly one of trainingRunRef and model"),
@@ -234,12 +263,28 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
         ),
     ),
     Gate: (
-        one_of(("limit", "margin"), "a gate needs exactly one of limit and margin"),
+        Rule(
+            "has(self.limit) || (has(self.margin) && self.metric in ['accuracy', 'satisfaction'])",
+            "a gate needs limit; only accuracy can do with margin alone, and satisfaction takes nothing but margin",
+        ),
+        Rule(
+            "self.metric != 'satisfaction' || !has(self.limit)",
+            "satisfaction is told by those who care to, so it is judged against the control only; remove limit and set "
+            "margin, for example 0.5",
+            field=".limit",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
+            "!has(self.margin) || self.metric in ['accuracy', 'errorRate', 'latency', 'satisfaction']",
+            "margin compares with the control and belongs to accuracy, errorRate, latency and satisfaction; remove it",
+            field=".margin",
+            reason="FieldValueForbidden",
+        ),
         _LATENCY,
         Rule(
             f"!(self.metric in {_SHARES}) || !has(self.limit) || (self.limit > 0.0 && self.limit < 1.0)",
-            "limit of an accuracy, errorRate, satisfaction or custom gate is a share strictly between 0 and 1, as no "
-            "number of samples proves 0 or 1; write 0.9 for 90 %",
+            "limit of an accuracy, errorRate or custom gate is a share strictly between 0 and 1, as no number of samples "
+            "proves 0 or 1; write 0.9 for 90 %",
             field=".limit",
         ),
         Rule(
@@ -258,6 +303,8 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "!has(self.bad) && !has(self.total)",
             "a gate with metric custom needs name, bad and total; other metrics must not have bad or total",
         ),
+        _selector("bad"),
+        _selector("total"),
     ),
     Fallback: (
         Rule(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from cutover.api.base import ApiModel
 from cutover.api.cel import Rule
-from cutover.api.modelrollout import Fallback, Gate, Labels
 from cutover.api.trainingrun import Compute, Dataset, TrainingRunSpec
 
 
@@ -38,22 +37,4 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(Dataset, "synthetic", "!has(self.synthetic)", "spec.dataset.synthetic"),
     Unsupported(Compute, "nodes", "self.nodes == 1", "spec.compute.nodes above 1", "set 1 or remove it"),
     Unsupported(Compute, "queueName", "self.queueName == ''", "spec.compute.queueName"),
-    Unsupported(
-        Gate, "metric", "self.metric != 'custom'", "gates[].metric custom", "use a built-in metric instead"
-    ),
-    Unsupported(Gate, "margin", "!has(self.margin)", "gates[].margin", "set limit instead"),
-    Unsupported(
-        Labels,
-        "strata",
-        "self.strata == 'none'",
-        "analysis.labels.strata disagreement",
-        "set none or remove it",
-    ),
-    Unsupported(
-        Fallback,
-        "autoConfidence",
-        "!self.autoConfidence",
-        "fallback.autoConfidence",
-        "set fallback.confidence to a number instead",
-    ),
 )

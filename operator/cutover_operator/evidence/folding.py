@@ -10,19 +10,27 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cutover.contract import (
+    CONFIDENCE,
     COST,
     DURATION,
     FALLBACKS,
+    LABEL_CONFIDENCE,
+    LABEL_DOUBLES,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
     LABELS_MATURED,
     REQUESTS,
     SATISFACTION,
     SHADOW_DURATION,
     SHADOW_PAIRS,
+    STRATUM_ALL,
 )
-from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, Ledger, edge_key
+from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, HOUR_SECONDS, Ledger, edge_key
 from cutover_operator.evidence.samples import (
     Answer,
     Series,
+    custom_key,
     growth,
     increments,
     merged,
@@ -32,6 +40,8 @@ from cutover_operator.evidence.samples import (
 )
 from cutover_operator.rollout.evalue import Bettor
 
+HOURLY = {LABELS_MATURED: "labels"}
+BET_ON = frozenset({LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT})
 COHORT_SECONDS = 60.0
 COHORT_REQUESTS = 20.0
 COST_CAP = 4.0
@@ -49,6 +59,10 @@ class Wanted:
     cost_limit: float | None = None
     custom: tuple[tuple[str, str, str], ...] = ()
     """(gate name, selector of the bad counter, selector of the total)."""
+    hourly_fields: tuple[str, ...] = ()
+    """Answer fields whose labels are kept by the hour as well: those that bets are made on."""
+    sure_fields: tuple[str, ...] = ()
+    """Answer fields whose labels are kept by confidence."""
 
 
 def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledger:
@@ -78,11 +92,7 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
         folding.histogram(
             SHADOW_DURATION, "shadow", folding.own(answers[SHADOW_DURATION].of(rollout), "candidate")
         )
-    if LABELS_MATURED in answers:
-        parts = ("rollout", "arm", "version", "field", "stratum", "result")
-        folding.highest(
-            LABELS_MATURED, folding.own(answers[LABELS_MATURED].of(rollout)), parts, "labels", (1, 3, 5)
-        )
+    folding.labels(answers)
     if SATISFACTION in answers:
         names = ("rollout", "arm", "version", "score")
         folding.highest(
@@ -90,8 +100,8 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
         )
     for gate, bad, total in wanted.custom:
         for part, selector in (("bad", bad), ("total", total)):
-            if selector in answers:
-                for one in answers[selector].series:
+            if custom_key(selector) in answers:
+                for one in answers[custom_key(selector)].series:
                     folding.count(
                         f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", born_at=ledger.started_at
                     )
@@ -112,6 +122,12 @@ class _Folding:
             {int(minute): list(pair) for minute, pair in ledger.cohorts.items()} if same_limit else {}
         )
         self.newest = -math.inf
+        self.hours = {hour: dict(grown) for hour, grown in ledger.hours.items()}
+        # Bets were asked for in mid-rollout: what pools and pairs held before has no labels by the hour beside it.
+        self.bets_begin = any(key.startswith(("labels/", "drawn/")) for key in ledger.totals) and not any(
+            key.startswith("pool/") for key in ledger.totals
+        )
+        self.labels_until, self.first_open_hour = ledger.labels_until, ledger.first_open_hour
         self.restarts: dict[tuple[str, str], set[float]] = {}
         self.resets, self.refused = ledger.resets, ledger.refused
 
@@ -190,6 +206,39 @@ class _Folding:
             if everything.last is not None:
                 self.series[name] = everything.last
 
+    def labels(self, answers: Mapping[str, Answer]) -> None:
+        """The totals of matured labels: all of them as sums, those that bets are made on by the hour, too."""
+        wanted = self.wanted
+
+        def of(metric: str) -> list[Series]:
+            return merged(answers[metric].of(wanted.rollout)) if metric in answers else []
+
+        def mine(metric: str) -> list[Series]:
+            return [s for s in of(metric) if s.label("version") == wanted.version]
+
+        labelled = self.own(of(LABELS_MATURED))
+        names: tuple[str, ...] = ("rollout", "arm", "version", "field", "stratum", "result")
+        for arm in ("candidate", "control"):
+            rows = [s for s in labelled if s.label("arm") == arm]
+            hourly = wanted.hourly_fields if arm == "candidate" else ()
+            # Labels drawn with different chances never meet in one sum: as it stands it would say nothing.
+            alike = [s for s in rows if s.label("stratum") == STRATUM_ALL]
+            self.highest(LABELS_MATURED, alike, names, "labels", (1, 3, 5), (3, 4, 5), hourly)
+            others = [s for s in rows if s.label("stratum") != STRATUM_ALL]
+            self.highest(LABELS_MATURED, others, names, "drawn", (1, 3, 4, 5), (3, 4, 5), hourly)
+        names = ("rollout", "version", "field", "result")
+        self.highest(LABEL_PAIRS, mine(LABEL_PAIRS), names, "pairs", (2, 3), (2, 3), wanted.hourly_fields)
+        names = ("rollout", "version", "stratum")
+        self.highest(LABEL_POOL, mine(LABEL_POOL), names, "pool", (2,), (2,))
+        self.highest(LABEL_WEIGHT, mine(LABEL_WEIGHT), names, "weight", (2,), (2,))
+        names = ("rollout", "field", "result")
+        self.highest(LABEL_DOUBLES, of(LABEL_DOUBLES), names, "doubles", (1, 2))
+        names = ("rollout", "version", "field", "bin", "result")
+        sure = [s for s in mine(LABEL_CONFIDENCE) if s.label("field") in wanted.sure_fields]
+        self.highest(LABEL_CONFIDENCE, sure, names, "sure", (2, 3, 4))
+        for one in mine(CONFIDENCE):
+            self.count(CONFIDENCE, one, f"confidence/{one.label('bin')}")
+
     def highest(
         self,
         metric: str,
@@ -197,20 +246,43 @@ class _Folding:
         names: tuple[str, ...],
         prefix: str,
         shown: tuple[int, ...],
+        by_hour: tuple[int, ...] = (),
+        fields: tuple[str, ...] | None = None,
     ) -> None:
-        """Totals from a database that every replica exports alike: the highest one counts, once."""
+        """Totals from a database that every replica exports alike: the highest one counts, once.
+
+        `by_hour`: the parts of the name under which it is kept by the hour as well, if its field is one of `fields`
+        (none: whatever its field).
+        """
+        replicas: dict[tuple[str, ...], list[Series]] = {}
         for one in series:
-            values = [one.label(name) for name in names]
+            replicas.setdefault(tuple(one.label(name) for name in names), []).append(one)
+        for values, found in replicas.items():
             name = HIGHEST + series_id(metric, dict(zip(names, values, strict=True)))
-            seen = [s for s in one.samples if usable(s[1])]
-            self.refused += len(one.samples) - len(seen) if name not in self.series else 0
+            samples = [s for one in found for s in one.samples]
+            seen = sorted(s for s in samples if usable(s[1]))
+            self.refused += len(samples) - len(seen) if name not in self.series else 0
             if not seen:
                 continue
-            at, high = max(s[0] for s in seen), max(s[1] for s in seen)
+            if name not in self.series and metric in BET_ON and self.bets_begin:
+                self.series[name] = seen[-1][0], max(value for _, value in seen)
+                continue
             before = self.series.get(name, (0.0, 0.0))
+            high = before[1]
+            field = values[names.index("field")] if "field" in names else ""
+            hourly = bool(by_hour) and (fields is None or field in fields)
+            for at, value in seen:
+                if value > high:
+                    if hourly:
+                        row = self.hours.setdefault(max(int(at // HOUR_SECONDS), self.first_open_hour), {})
+                        key = "/".join([HOURLY.get(metric, prefix), *(values[i] for i in by_hour)])
+                        row[key] = row.get(key, 0.0) + value - high
+                    high = value
             if high > before[1]:
                 self.add("/".join([prefix, *(values[i] for i in shown)]), high - before[1])
-            self.series[name] = (max(at, before[0]), max(high, before[1]))
+            self.series[name] = (max(seen[-1][0], before[0]), high)
+            if metric == LABELS_MATURED:
+                self.labels_until = max(self.labels_until, seen[-1][0])
 
     def done(self) -> Ledger:
         self._close_cohorts()
@@ -221,6 +293,8 @@ class _Folding:
             bettor=self.bettor,
             cost_limit=self.wanted.cost_limit,
             cohorts={str(minute): (pair[0], pair[1]) for minute, pair in sorted(self.cohorts.items())},
+            hours=self.hours,
+            labels_until=self.labels_until,
             resets=self.resets,
             refused=self.refused,
         )

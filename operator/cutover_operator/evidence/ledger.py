@@ -16,7 +16,8 @@ from typing import Any
 from cutover_operator.evidence.samples import Sample
 from cutover_operator.rollout.evalue import Bettor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: without hours and without totals of pairs, pools, second labels and confidence; read as if they had not begun."""
 LEDGER_KEY = "ledger.json"
 MARKS_KEPT = 40
 SERIES_KEPT = 2000
@@ -26,6 +27,10 @@ ENDED_SECONDS = 300.0
 HIGHEST = "max:"
 """Begins the name of a total kept in the database: never folded away, since it comes back with its whole value."""
 EPOCH_SECONDS = 12 * 3600.0
+HOUR_SECONDS = 3600.0
+LATE_SECONDS = 300.0
+"""How long after its end an hour still takes samples. What comes later counts in the oldest hour still open."""
+HOURS_KEPT = 2000
 
 ANSWERED = ("ok", "error", "deferred")
 Totals = Mapping[str, float]
@@ -66,6 +71,10 @@ class Ledger:
     cost_limit: float | None = None
     cohorts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Open cost cohorts: minute -> (USD, requests)."""
+    hours: Mapping[int, Totals] = field(default_factory=dict)
+    """What the label totals grew by, hour by hour since 1970: the cohorts that are bet on once each is closed."""
+    labels_until: float = 0.0
+    """Newest sample of a label total."""
     fresh_from: int = 1
     """Errors and latency are judged from the mark with this k on: what came before was a shared incident."""
     incidents: int = 0
@@ -90,6 +99,14 @@ class Ledger:
     def epochs(self, fresh_from: int = 1) -> list[tuple[int, Totals]]:
         """(index from 1, totals since then) of the marks at or after `fresh_from`."""
         return [(m.k - fresh_from + 1, minus(self.totals, m.totals)) for m in self.marks if m.k >= fresh_from]
+
+    @property
+    def first_open_hour(self) -> int:
+        return int((self.labels_until - LATE_SECONDS) // HOUR_SECONDS)
+
+    def closed_hours(self) -> list[tuple[int, Totals]]:
+        """The hours that take no more samples, oldest first."""
+        return [(h, self.hours[h]) for h in sorted(self.hours) if h < self.first_open_hour]
 
     @property
     def lost_tails(self) -> int:
@@ -144,7 +161,8 @@ class Ledger:
     def restarted_watch(self, at: float, step: int) -> Ledger:
         """A new week of watching a promoted candidate: the risk is quoted per week."""
         mark = Mark(1, at, step, dict(self.totals))
-        return replace(self, marks=(mark,), fresh_from=1, incidents=0, bettor=Bettor())
+        hours = {h: grown for h, grown in self.hours.items() if h >= at // HOUR_SECONDS}
+        return replace(self, marks=(mark,), fresh_from=1, incidents=0, bettor=Bettor(), hours=hours)
 
     def afresh(self, at: float, version: str, files: str = "") -> Ledger:
         """A fresh start that forgets the counts but not which samples were counted already."""
@@ -158,6 +176,7 @@ class Ledger:
             marks=(),
             bettor=Bettor(),
             cohorts={},
+            hours={},
             fresh_from=1,
             incidents=0,
         )
@@ -182,11 +201,14 @@ class Ledger:
             for name, _ in idle[: len(series) - SERIES_KEPT]:
                 del series[name]
                 ended += 1
-        return replace(self, revision=self.revision + 1, written_at=at, series=series, ended=ended)
+        hours = dict(sorted(self.hours.items())[-HOURS_KEPT:])
+        return replace(
+            self, revision=self.revision + 1, written_at=at, series=series, ended=ended, hours=hours
+        )
 
     # ------------------------------------------------------------ text
     def to_json(self) -> str:
-        document = asdict(self) | {"schema_version": SCHEMA_VERSION}
+        document = asdict(self) | {"schema_version": SCHEMA_VERSION, "hours": _table(self.hours)}
         return json.dumps(document, separators=(",", ":"), allow_nan=False, sort_keys=True)
 
     @classmethod
@@ -201,11 +223,31 @@ class Ledger:
             document["marks"] = tuple(Mark(**m) for m in document["marks"])
             document["bettor"] = Bettor(**document["bettor"])
             document["cohorts"] = {k: (float(c), float(n)) for k, (c, n) in document["cohorts"].items()}
+            document["hours"] = _hours(document.get("hours") or {"columns": [], "rows": {}})
             return cls(**document)
         except LedgerError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LedgerError(f"not a ledger: {type(error).__name__}: {error}"[:256]) from error
+
+
+def _table(hours: Mapping[int, Totals]) -> dict[str, Any]:
+    """Rows under one header: the names of the totals would make up most of the text."""
+    columns = sorted({key for grown in hours.values() for key in grown})
+    rows = {str(hour): [_short(grown.get(key, 0.0)) for key in columns] for hour, grown in hours.items()}
+    return {"columns": columns, "rows": rows}
+
+
+def _short(value: float) -> float:
+    return int(value) if value.is_integer() else value
+
+
+def _hours(table: Mapping[str, Any]) -> dict[int, Totals]:
+    columns = [str(column) for column in table["columns"]]
+    return {
+        int(hour): {key: float(value) for key, value in zip(columns, row, strict=True) if value}
+        for hour, row in table["rows"].items()
+    }
 
 
 def minus(totals: Totals, earlier: Totals) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 
 from cutover.contract import DURATION, SHADOW_DURATION
-from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
 
 WINDOWS_SECONDS = (120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
@@ -43,7 +43,7 @@ AT_ONCE = 4
 HISTOGRAMS = frozenset({DURATION, SHADOW_DURATION})
 
 Result = Mapping[str, Answer | Unavailable]
-"""By metric of the contract, and by selector for a user's own counters."""
+"""By metric of the contract, and by `custom_key` for a user's own counters."""
 
 
 def window_for(age_seconds: float) -> int:
@@ -144,7 +144,7 @@ class Prometheus:
         server.regulars[asked.rollout] = _Regular(asked, window_seconds, now + again_in_seconds)
         own = asyncio.gather(*(self._own(url, server, one, window_seconds) for one in asked.custom))
         common = await self._shared(url, server, asked, window_seconds)
-        return {**common, **dict(zip(asked.custom, await own, strict=True))}
+        return {**common, **dict(zip(map(custom_key, asked.custom), await own, strict=True))}
 
     # ------------------------------------------------------------ our metrics, for many at once
     async def _shared(self, url: str, server: _Server, asked: Asked, window_seconds: int) -> Result:
@@ -237,7 +237,7 @@ class Prometheus:
         url = url.rstrip("/")
         found = dict(await self._metrics(url, [asked], window_seconds, at)) if asked.metrics else {}
         for selector in asked.custom:
-            found[selector] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
+            found[custom_key(selector)] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
         return found
 
     async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:

@@ -6,16 +6,22 @@ zero because it was not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from cutover.contract import (
     BREAKER_OPEN,
+    CONFIDENCE,
     COST,
     DURATION,
     FALLBACKS,
+    LABEL_CONFIDENCE,
+    LABEL_DOUBLES,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
     LABELS_MATURED,
     REQUESTS,
     ROUTE_GENERATION,
@@ -32,13 +38,23 @@ from cutover_operator.evidence.samples import (
     Asked,
     Series,
     Unavailable,
+    custom_key,
     merged,
     per_second,
     scrape_interval,
     stale_after_seconds,
 )
 
-OPTIONAL = frozenset({LABELS_MATURED, SATISFACTION, BREAKER_OPEN, FALLBACKS})
+FROM_DATABASE = (
+    LABELS_MATURED,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_WEIGHT,
+    LABEL_DOUBLES,
+    LABEL_CONFIDENCE,
+)
+"""Exported by the assessments service, all of one snapshot."""
+OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
 class Samples(Protocol):
@@ -58,6 +74,7 @@ class Wish:
     wanted: Wanted
     shadow: bool = False
     satisfaction: bool = False
+    doubles: bool = False
     again_in_seconds: float = 30.0
     """When it will be read next."""
 
@@ -70,6 +87,10 @@ class Read:
     scraped_replicas: int
     requests_per_second: float | None
     control_down: bool
+    served_generation: float = 0.0
+    """The lowest route generation that a scraped gateway pod serves."""
+    custom: Mapping[str, Unavailable] = field(default_factory=dict)
+    """By gate: why its own counters say nothing now."""
 
 
 def asked(wish: Wish) -> Asked:
@@ -84,6 +105,12 @@ def asked(wish: Wish) -> Asked:
             metrics.add(SHADOW_DURATION)
     if wish.satisfaction:
         metrics.add(SATISFACTION)
+    if wish.wanted.hourly_fields:
+        metrics |= {LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT}
+    if wish.doubles:
+        metrics.add(LABEL_DOUBLES)
+    if wish.wanted.sure_fields:
+        metrics |= {CONFIDENCE, LABEL_CONFIDENCE}
     custom = tuple(selector for _, *pair in wish.wanted.custom for selector in pair)
     return Asked(wish.wanted.rollout, wish.gateway, frozenset(metrics), edges, tuple(dict.fromkeys(custom)))
 
@@ -97,37 +124,44 @@ async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, age_second
 
 def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:
     """Judge the answers' availability, then fold those that can be trusted. Pure."""
-    problem = _metrics_problem(answers, wish)
-    good = {metric: answer for metric, answer in answers.items() if isinstance(answer, Answer)}
-    labels = _labels_problem(answers.get(LABELS_MATURED), wish.wanted.rollout, ledger)
+    own = {metric: answer for metric, answer in answers.items() if metric in asked(wish).metrics}
+    problem = _metrics_problem(own, wish)
+    # Others that shared the query may have asked for more: what this rollout counts is its own choice.
+    users = {custom_key(selector) for _, *pair in wish.wanted.custom for selector in pair}
+    good = {m: a for m, a in answers.items() if isinstance(a, Answer) and (m in own or m in users)}
+    labels = _labels_problem(own, wish.wanted.rollout, ledger)
+    if labels is not None:
+        # One snapshot of the database, or none of it: sums that belong together stay together.
+        good = {metric: answer for metric, answer in good.items() if metric not in FROM_DATABASE}
+    custom = _custom_problems(answers, wish.wanted)
     if problem is not None:
-        return Read(ledger, problem, labels or problem, 0, None, False)
+        return Read(ledger, problem, labels or problem, 0, None, False, custom=custom)
     replicas = good[ROUTE_GENERATION]
-    own = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
+    pods = _fresh(merged(replicas.at(wish.gateway)), replicas)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
-        current=fold(ledger, good, wish.wanted),
+        # Both counters of a gate or neither: their difference is evidence, too.
+        current=fold(
+            ledger,
+            good,
+            replace(wish.wanted, custom=tuple(c for c in wish.wanted.custom if c[0] not in custom)),
+        ),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(_fresh(own, replicas)),
+        scraped_replicas=len(pods),
+        served_generation=min((max(s.samples)[1] for s in pods), default=0.0),
         requests_per_second=per_second(merged(requests)),
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0
-            for s in _fresh(
-                [
-                    s
-                    for s in breaker.series
-                    if (s.label("gateway"), s.label("arm")) == (wish.gateway, "control")
-                ],
-                breaker,
-            )
+            for s in _fresh([s for s in breaker.at(wish.gateway) if s.label("arm") == "control"], breaker)
         ),
+        custom=custom,
     )
 
 
-def _fresh(series: list[Series], answer: Answer) -> list[Series]:
+def _fresh(series: Sequence[Series], answer: Answer) -> list[Series]:
     limit = stale_after_seconds(scrape_interval(series))
     return [s for s in series if answer.served_at - s.newest <= limit]
 
@@ -139,7 +173,7 @@ def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) ->
     replicas, requests = answers[ROUTE_GENERATION], answers[REQUESTS]
     assert isinstance(replicas, Answer)
     assert isinstance(requests, Answer)
-    own = [s for s in replicas.series if s.label("gateway") == wish.gateway]
+    own = replicas.at(wish.gateway)
     if not own:
         return Unavailable(
             "NoSeries",
@@ -164,7 +198,40 @@ def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) ->
     return None
 
 
-def _clock(series: list[Series]) -> str:
+def _custom_problems(answers: Mapping[str, Answer | Unavailable], wanted: Wanted) -> dict[str, Unavailable]:
+    """By gate. A counter that is not there is not zero: the exporter may be gone, or the selector mistyped."""
+    found: dict[str, Unavailable] = {}
+    for gate, bad, total in wanted.custom:
+        problems = (
+            _custom_problem(answers.get(custom_key(selector)), part, selector)
+            for part, selector in (("bad", bad), ("total", total))
+        )
+        problem = next((p for p in problems if p is not None), None)
+        if problem is not None:
+            found[gate] = problem
+    return found
+
+
+def _custom_problem(answer: Answer | Unavailable | None, part: str, selector: str) -> Unavailable | None:
+    if answer is None or isinstance(answer, Unavailable):
+        return answer or Unavailable("NoSeries", f"{part}: {selector} was not read")
+    if not answer.series:
+        return Unavailable(
+            "NoSeries", f"{part}: Prometheus knows no series {selector}; export it from zero on"
+        )
+    fresh = _fresh(answer.series, answer)
+    if not fresh:
+        return Unavailable(
+            "Stale", f"{part}: the newest sample of {selector} is from {_clock(answer.series)}"
+        )
+    if not all(_usable_newest(s) for s in fresh):
+        return Unavailable(
+            "BadAnswer", f"{part}: the newest samples of {selector} are no counts (NaN, infinite or negative)"
+        )
+    return None
+
+
+def _clock(series: Sequence[Series]) -> str:
     return timestamp(datetime.fromtimestamp(max(s.newest for s in series), UTC))
 
 
@@ -173,13 +240,18 @@ def _usable_newest(series: Series) -> bool:
     return 0.0 <= value < float("inf")
 
 
-def _labels_problem(answer: Answer | Unavailable | None, rollout: str, ledger: Ledger) -> Unavailable | None:
-    if answer is None or isinstance(answer, Unavailable):
-        return answer
+def _labels_problem(
+    answers: Mapping[str, Answer | Unavailable], rollout: str, ledger: Ledger
+) -> Unavailable | None:
+    away = (answers.get(metric) for metric in FROM_DATABASE)
+    problem = next((answer for answer in away if isinstance(answer, Unavailable)), None)
+    answer = answers.get(LABELS_MATURED)
+    if problem is not None or not isinstance(answer, Answer):
+        return problem
     own = list(answer.of(rollout))
     if any(not _usable_newest(s) for s in own):
         return Unavailable("BadAnswer", f"the newest samples of {LABELS_MATURED} are no counts")
-    if any(key.startswith("labels/") for key in ledger.totals) and not _fresh(own, answer):
+    if any(key.startswith(("labels/", "drawn/")) for key in ledger.totals) and not _fresh(own, answer):
         return Unavailable(
             "Stale", "the assessments service does not export this rollout's labels at present"
         )

@@ -30,7 +30,16 @@ EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
 def _judged(d: Draft) -> tuple[Verdict, ...]:
     assert d.ledger is not None
     incident = d.condition_is("SharedIncident", "True") and _incident_lasts(d)[0]
-    bench = Bench(d.spec, d.status.step, d.ledger, d.now.timestamp(), d.world.evidence.labels, incident)
+    evidence = d.world.evidence
+    bench = Bench(
+        d.spec,
+        d.status.step,
+        d.ledger,
+        d.now.timestamp(),
+        evidence.labels,
+        incident,
+        evidence.custom,
+    )
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
 
 

@@ -32,8 +32,15 @@ def label_counts(totals: Totals, arm: str, field: str) -> tuple[float, float, fl
 
 def shadow_counts(totals: Totals) -> Pair:
     """Mirrored requests the candidate could not answer, and those it did."""
-    good = sum(totals.get(f"shadow/{agreement}", 0.0) for agreement in ("agree", "disagree"))
+    good = sum(totals.get(f"shadow/{agreement}", 0.0) for agreement in ("agree", "disagree", "deferred"))
     return totals.get("shadow/error", 0.0) + totals.get("shadow/invalid", 0.0), good
+
+
+def stratum_pairs(totals: Totals) -> Pair:
+    """Mirrored requests of the strata agree and disagree; no valid answer is a disagreement."""
+    return totals.get("shadow/agree", 0.0), sum(
+        totals.get(f"shadow/{agreement}", 0.0) for agreement in ("disagree", "invalid", "error")
+    )
 
 
 def custom_counts(totals: Totals, gate: str) -> Pair:

@@ -13,7 +13,7 @@ from cutover.api.base import Condition
 from cutover.contract import FINALIZER
 from cutover_operator.conditions import timestamp
 from cutover_operator.plan import Notice, Plan, SetFinalizer
-from cutover_operator.rollout import conduct, entering, leaving
+from cutover_operator.rollout import conduct, deferring, entering, leaving
 from cutover_operator.rollout.draft import Draft
 from cutover_operator.rollout.settle import settle
 from cutover_operator.rollout.world import Unreadable, World
@@ -34,6 +34,7 @@ ALWAYS: tuple[Check, ...] = (
     conduct.evidence_lost,
     conduct.confirm,
     conduct.metrics_unavailable,
+    deferring.threshold_due,
     conduct.judged,
     conduct.must_stop,
     conduct.watching,

@@ -261,6 +261,49 @@ def judge_accuracy(
     return Judged(code, value, n, log_pass, log_fail, nobody, nobody, worse)
 
 
+def judge_accuracy_bets(
+    total: Labels,
+    *,
+    value: ArrayLike,
+    limit: float | None,
+    log_pass: ArrayLike | None,
+    log_fail: ArrayLike | None,
+    log_within: ArrayLike | None,
+    log_below: ArrayLike | None,
+    fail_alpha: ArrayLike,
+    pass_alpha: ArrayLike,
+    available: ArrayLike = True,
+) -> Judged:
+    """Like `judge_accuracy`, from evidence worked out before: against a limit (`log_pass`, `log_fail`), and by pairs
+    against the control (`log_within`, `log_below`). None: not asked for."""
+    n, share = total.all, np.asarray(value, dtype=np.float64)
+    parts = 2.0 if log_fail is not None and log_below is not None else 1.0
+    level, enough = log_level(np.asarray(fail_alpha) / parts), log_level(pass_alpha)
+    fail = worse = np.zeros(n.shape, bool)
+    proven = np.asarray(n > 0)
+    if log_fail is not None and log_pass is not None:
+        fail = np.asarray(np.asarray(log_fail) >= level)
+        proven = proven & (np.asarray(log_pass) >= enough) & (share >= (limit or 0.0))
+    if log_below is not None and log_within is not None:
+        worse = ~fail & (np.asarray(log_below) >= level)
+        proven = proven & (np.asarray(log_within) >= enough)
+    code = _coded(fail | worse, proven)
+    code = np.where((code != Code.FAIL) & ~np.asarray(available), Code.UNAVAILABLE, code).astype(np.int8)
+    nobody = np.zeros(n.shape, bool)
+    shown_pass = log_pass if log_pass is not None else log_within
+    shown_fail = log_fail if log_fail is not None else log_below
+    return Judged(
+        code,
+        share,
+        n,
+        None if shown_pass is None else np.asarray(shown_pass, dtype=np.float64),
+        None if shown_fail is None else np.asarray(shown_fail, dtype=np.float64),
+        nobody,
+        nobody,
+        worse,
+    )
+
+
 def compare_accuracy(
     mine: Labels, theirs: Labels, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
 ) -> tuple[Bools, Bools]:

@@ -39,11 +39,13 @@ from cutover_operator.port import (
     Object,
     Reader,
 )
+from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.candidate import short_name
 from cutover_operator.rollout.gates import cost_limit, edges, named_gates
 from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import holder_of, read_route
+from cutover_operator.rollout.threshold import governing_gate
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 
 
@@ -186,7 +188,7 @@ class Watchtower:
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
-        wish = _wish(owner, spec, stored, url)
+        wish = wish_of(owner, spec, stored, url)
         base, age = stored, now.timestamp() - (stored.written_at or stored.started_at)
         at, known = self._clock(), self._counted.get(_place(owner))
         if known is not None and (known.stored, known.wish) == (stored, wish):
@@ -202,7 +204,9 @@ class Watchtower:
             labels=read.labels,
             scraped_replicas=read.scraped_replicas,
             requests_per_second=read.requests_per_second,
+            served_generation=read.served_generation,
             control_down=read.control_down,
+            custom=read.custom,
         )
 
     def _forget(self, namespace: str, name: str) -> None:
@@ -213,18 +217,31 @@ def _place(owner: Owner) -> str:
     return f"{owner.namespace}/{owner.name}"
 
 
-def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
+def wish_of(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
+    """What the evidence of a rollout is read by."""
     custom = tuple(
         (g.name, g.gate.bad, g.gate.total)
         for g in named_gates(spec)
         if g.metric == "custom" and g.gate.bad and g.gate.total
     )
+    labels = spec.analysis.labels
+    accuracy = [g for g in named_gates(spec) if g.metric == "accuracy"]
+    bets = {g.field for g in accuracy if by_stratum(spec) or (g.gate.margin is not None and has_pairs(spec))}
     return Wish(
         url=url,
         gateway=spec.gateway_ref,
-        wanted=Wanted(rollout_key(owner.uid), ledger.version, edges(spec), cost_limit(spec), custom),
-        shadow=any(step.shadow for step in spec.steps),
+        wanted=Wanted(
+            rollout_key(owner.uid),
+            ledger.version,
+            edges(spec),
+            cost_limit(spec),
+            custom,
+            hourly_fields=tuple(sorted(bets)),
+            sure_fields=_sure_fields(spec),
+        ),
+        shadow=by_stratum(spec) or any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
+        doubles=labels.double_share > 0 and any(g.gate.limit is not None for g in accuracy),
         again_in_seconds=to_seconds(spec.analysis.interval),
     )
 
@@ -232,6 +249,11 @@ def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wis
 def _all_ready(deployment: Object) -> bool:
     status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
     return all(int(status.get(name) or 0) >= wanted for name in ("readyReplicas", "updatedReplicas"))
+
+
+def _sure_fields(spec: ModelRolloutSpec) -> tuple[str, ...]:
+    gate = governing_gate(spec) if spec.fallback.auto_confidence else None
+    return (gate.field,) if gate is not None else ()
 
 
 def _gateway_config(config_map: Object | None) -> GatewayConfig | str | None:

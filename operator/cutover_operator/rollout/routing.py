@@ -8,8 +8,9 @@ that may write it, and taking it over is a compare-and-swap.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,13 +25,18 @@ from cutover.contract import (
     MANAGED_BY,
     ROLLOUT_NONE,
     ROUTE_KEY,
+    STRATUM_AGREE,
     STRATUM_ALL,
+    STRATUM_DISAGREE,
     route_config_map,
 )
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Route
+from cutover_operator.rollout import strata
 
 HOLDER = "cutover.dev/held-by"
 """Annotation on the route's ConfigMap: `name/uid` of the rollout that may write it."""
+GUESSED_PAIRS = (85.0, 15.0)
+"""Pairs that agree and that do not, before any was seen."""
 PROBABILITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -46,7 +52,9 @@ class Position:
     weight_percent: int = 0
     shadow_percent: int = 0
     promoted: bool = False
-    label_probability: float = 0.0
+    confidence: float | None = None
+    """Candidate answers below it are deferred."""
+    label_probabilities: Mapping[str, float] = field(default_factory=lambda: {STRATUM_ALL: 0.0})
 
 
 def read_route(config_map: dict[str, Any] | None) -> Route | None:
@@ -96,7 +104,7 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
             control=position.control,
             fallback=fallback,
             salt=position.uid,
-            fallback_rules=_fallback_rules(spec, promoted=False),
+            fallback_rules=_fallback_rules(spec, False, None),
         )
     return Route(
         generation=generation,
@@ -110,20 +118,21 @@ def render(spec: ModelRolloutSpec, config: GatewayConfig, position: Position, ge
         weight_basis_points=position.weight_percent * 100,
         shadow_basis_points=position.shadow_percent * 100,
         salt=position.uid,
-        fallback_rules=_fallback_rules(spec, position.promoted),
+        fallback_rules=_fallback_rules(spec, position.promoted, position.confidence),
         labels=LabelSampling(
-            probability={STRATUM_ALL: position.label_probability},
+            probability=dict(position.label_probabilities),
             deadline_seconds=to_seconds(spec.analysis.labels.deadline),
+            mirrored=spec.analysis.labels.pool == "mirrored",
+            double_share=spec.analysis.labels.double_share,
         ),
     )
 
 
-def _fallback_rules(spec: ModelRolloutSpec, promoted: bool) -> FallbackRules:
-    confidence = spec.fallback.confidence
+def _fallback_rules(spec: ModelRolloutSpec, promoted: bool, confidence: float | None) -> FallbackRules:
     return FallbackRules(
         on=spec.fallback.when,
         deadline_seconds=spec.fallback.deadline_seconds,
-        confidence=confidence if isinstance(confidence, float) else None,
+        confidence=confidence,
         reverse=spec.fallback.reverse and promoted,
     )
 
@@ -152,6 +161,29 @@ def label_probability(per_hour: float, requests_per_second: float | None, curren
     if current > 0 and 0.5 <= current / ideal <= 2.0:
         return current
     return min(PROBABILITIES, key=lambda p: abs(p - ideal) if p <= ideal else 10 + p)
+
+
+def label_probabilities(
+    per_hour: float,
+    requests_per_second: float | None,
+    current: Mapping[str, float],
+    pairs: tuple[float, float] | None,
+) -> dict[str, float]:
+    """The sampling probability of each stratum. `pairs`: mirrored requests that agree and that do not; none when labels
+    are drawn alike.
+
+    Few pairs weigh little beside a guess, and small changes are not followed: every change is a new route.
+    """
+    overall = label_probability(per_hour, requests_per_second, current.get(STRATUM_ALL, 0.0))
+    if pairs is None:
+        return {STRATUM_ALL: overall}
+    shares = [seen + guessed for seen, guessed in zip(pairs, GUESSED_PAIRS, strict=True)]
+    agree, disagree = (float(f"{p:.4g}") for p in strata.probabilities(shares, overall))
+    before = current.get(STRATUM_DISAGREE, 0.0) / current.get(STRATUM_AGREE, 1.0)
+    same = overall == current.get(STRATUM_ALL) and STRATUM_DISAGREE in current
+    if same and 0.67 <= before / (disagree / agree) <= 1.5:
+        return dict(current)
+    return {STRATUM_ALL: overall, STRATUM_AGREE: agree, STRATUM_DISAGREE: disagree}
 
 
 def config_map(

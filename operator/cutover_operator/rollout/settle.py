@@ -16,7 +16,10 @@ from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
 from cutover_operator.rollout import report_map, resources, routing
+from cutover_operator.rollout.accuracy import by_stratum
 from cutover_operator.rollout.candidate import candidate_arm
+from cutover_operator.rollout.counts import stratum_pairs
+from cutover_operator.rollout.deferring import confidence_in_force
 from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
 from cutover_operator.rollout.gates import steps_hash
 from cutover_operator.rollout.news import is_news
@@ -168,7 +171,8 @@ def _wanted_route(draft: Draft) -> Route | None:
         weight_percent=draft.status.weight,
         shadow_percent=draft.status.shadow,
         promoted=draft.promoted,
-        label_probability=_label_probability(draft),
+        confidence=confidence_in_force(draft),
+        label_probabilities=_label_probabilities(draft),
     )
     if draft.config is not None:
         try:
@@ -203,14 +207,14 @@ def _candidate_in_route(draft: Draft) -> Arm | None:
     return in_force if in_force is not None and arm.version != draft.status.candidate_version else arm
 
 
-def _label_probability(draft: Draft) -> float:
-    route = draft.world.route
-    current = 0.0
-    if route is not None and route.rollout == draft.key:
-        current = max(route.labels.probability.values(), default=0.0)
-    evidence = draft.world.evidence
-    return routing.label_probability(
-        draft.spec.analysis.labels.per_hour, evidence.requests_per_second, current
+def _label_probabilities(draft: Draft) -> dict[str, float]:
+    route, ledger = draft.world.route, draft.ledger
+    current = route.labels.probability if route is not None and route.rollout == draft.key else {}
+    pairs = None
+    if by_stratum(draft.spec):
+        pairs = stratum_pairs(ledger.totals) if ledger is not None else (0.0, 0.0)
+    return routing.label_probabilities(
+        draft.spec.analysis.labels.per_hour, draft.world.evidence.requests_per_second, current, pairs
     )
 
 

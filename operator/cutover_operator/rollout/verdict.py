@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
 from cutover_operator.evidence.ledger import Ledger, Totals, minus
 from cutover_operator.evidence.samples import Unavailable
-from cutover_operator.rollout import gate_tests, risk
+from cutover_operator.rollout import accuracy, gate_tests, risk
 from cutover_operator.rollout.counts import (
     Pair,
     answered,
     custom_counts,
     error_counts,
-    label_counts,
     shadow_counts,
     slow_counts,
 )
@@ -34,7 +33,6 @@ from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
     Judged,
-    Labels,
     Segments,
 )
 from cutover_operator.rollout.gates import DEFAULT_RATIO_MARGIN, SLOW_SHARE, NamedGate, ladder
@@ -108,6 +106,8 @@ class Bench:
     """Why labels are not to be had, when they are not."""
     incident: bool = False
     """A shared incident began and is not over."""
+    custom: Mapping[str, Unavailable] = field(default_factory=dict)
+    """By gate: why counters of a user's own are not to be had."""
 
     @property
     def risk(self) -> float:
@@ -170,6 +170,8 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
             what = _what(gate, _portion(shadow(totals)), sum(shadow(totals)), share_limit, "mirrored ")
         tail = "; the control breaks the same limit" if found.suspected else ""
         return _made(gate, found, what + tail, limit, REASONS[gate.metric])
+    if gate.name in bench.custom:
+        return unavailable(gate, bench.custom[gate.name])
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
     more = None
@@ -230,27 +232,9 @@ def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair]) -> Segments:
 
 # ---------------------------------------------------------------- accuracy
 def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
-    ledger, limit, margin = bench.ledger, gate.gate.limit, gate.gate.margin
-    right, wrong, missing = label_counts(ledger.totals, "candidate", gate.field)
-    epochs = ledger.epochs()
-    rows = np.asarray([label_counts(t, "candidate", gate.field) for _, t in epochs]).reshape(-1, 3)
+    limit, margin = gate.gate.limit, gate.gate.margin
     floor = certified_accuracy(bench.spec, bench.step, limit) if limit is not None else None
-    found = gate_tests.judge_accuracy(
-        Labels(right, wrong, missing),
-        Labels(rows[:, 0], rows[:, 1], rows[:, 2]),
-        [k for k, _ in epochs],
-        Labels(*label_counts(ledger.totals, "control", gate.field)),
-        limit=limit,
-        floor=floor,
-        fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
-        pass_alpha=bench.risk,
-        margin=margin,
-        available=bench.labels is None,
-    )
-    n, value = float(found.samples), _float(found.value)
-    what = f"{_field(gate)} {_number(value)} (n={n:.0f}"
-    what += f", {missing:.0f} without a label)" if missing else ")"
-    what += f", limit {limit:g}" if limit is not None else ""
+    found, what = accuracy.judged(bench.spec, bench.ledger, gate, floor, bench.labels is None)
     if found.code == Code.FAIL and found.against_control:
         message = f"{what}; below the control's by more than {margin:g}"
         return _made(gate, found, message, limit, CONTROL_REASONS["accuracy"])
@@ -260,12 +244,16 @@ def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
         return _made(gate, found, bench.labels.message, limit, bench.labels.kind)
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
+    n, value = float(found.samples), _float(found.value)
     tail = "; more labels on both arms are needed to compare them"
-    if limit is not None and floor is not None:
-        more = still_needed(right, wrong + missing, floor, 1, KAPPA_ACCURACY, bench.risk)
-        wrong_side = value is not None and value < limit
-        if wrong_side or more is None or more > 0:
+    if limit is not None and floor is not None and value is not None:
+        right = value * n
+        more = still_needed(right, n - right, floor, 1, KAPPA_ACCURACY, bench.risk)
+        wrong_side = value < limit
+        if wrong_side or more is None or more > 0 or margin is None:
             tail = _missing(bench, more, n, "labels", wrong_side)
+    elif limit is not None:
+        tail = _missing(bench, None, n, "labels", False)
     return _made(gate, found, what + tail, limit)
 
 
@@ -351,14 +339,6 @@ def _what(gate: NamedGate, value: float | None, n: float, limit: float, kind: st
     if gate.metric == "errorRate":
         return f"errors {_percent(value)} of {n:.0f} {kind}requests, limit {_percent(limit)}"
     return f"{gate.name} {_percent(value)} of {n:.0f}, limit {_percent(limit)}"
-
-
-def _field(gate: NamedGate) -> str:
-    return "accuracy" if gate.gate.field is None else f"accuracy of {gate.gate.field}"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
 
 
 def _percent(value: float | None) -> str:

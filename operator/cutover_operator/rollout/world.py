@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +55,12 @@ class Evidence:
     labels: Unavailable | None = None
     scraped_replicas: int = 0
     requests_per_second: float | None = None
+    served_generation: float = 0.0
+    """The lowest route generation that a scraped gateway pod said it serves."""
     control_down: bool = False
     """A gateway's breaker for the control is open."""
+    custom: Mapping[str, Unavailable] = field(default_factory=dict)
+    """By gate with counters of its own: why they say nothing now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout import gate_tests
+from cutover_operator.rollout.accuracy import pass_alpha
 from cutover_operator.rollout.gate_tests import Counts, Judged
 from cutover_operator.rollout.gates import (
     DEFAULT_RATIO_MARGIN,
@@ -119,7 +120,7 @@ def _judge(
             limit=gate.gate.limit,
             floor=floor if gate.gate.limit is not None else None,
             fail_alpha=fail_alpha,
-            pass_alpha=rules.spec.analysis.risk,
+            pass_alpha=pass_alpha(rules.spec, gate),
             margin=gate.gate.margin,
         )
     if gate.metric == "cost":

@@ -108,7 +108,7 @@ async def count_accuracy(
     columns = (a.id, a.task, a.received_at, a.chosen, a.outcome, a.control, a.candidate, a.truth, a.sampled)
     while True:
         query = (
-            select(*columns, shadows.c.candidate.label("mirrored"))
+            select(*columns, shadows.c.candidate.label("mirrored"), shadows.c.kept)
             .join_from(assessments, shadows, shadows.c.request_id == a.id, isouter=True)
             .where(a.validated.is_(True), tuple_(a.received_at, a.id) > after)
             .order_by(a.received_at, a.id)
@@ -119,7 +119,9 @@ async def count_accuracy(
             given = await labels_of(connection, [row.id for row in rows])
         for row in rows:
             if row.task in tasks:
-                request = Request(row.chosen, row.outcome, row.control, row.candidate, row.mirrored)
+                request = Request(
+                    row.chosen, row.outcome, row.control, row.candidate, row.mirrored, row.kept is not False
+                )
                 counts.add(tasks[row.task], request, row.truth, row.sampled, row.received_at)
                 counts.compare(given[row.id])
         if len(rows) < PAGE_ROWS:

@@ -87,6 +87,7 @@ class Api:
                 cursor=query.get("cursor", ""),
                 now=service.clock(),
                 blind=self._blind(request),
+                reader=_reader(request),
             )
         except ValueError as problem:
             return error(400, str(problem))
@@ -94,7 +95,13 @@ class Api:
 
     async def assessment(self, request: Request) -> Response:
         identity = request.path_params["id"]
-        row = await one_assessment(self._service.database, identity, blind=self._blind(request))
+        row = await one_assessment(
+            self._service.database,
+            identity,
+            blind=self._blind(request),
+            now=self._service.clock(),
+            reader=_reader(request),
+        )
         return JsonReply(row) if row is not None else error(404, f"no assessment {identity[:128]!r}")
 
     async def validation(self, request: Request) -> Response:
@@ -191,6 +198,12 @@ class Api:
         if who.role != "admin":
             return self._service.settings.blind_surveyors
         return request.query_params.get("blind") == "true"
+
+
+def _reader(request: Request) -> str:
+    """Who asks: the person signed in, else the one a program asks for."""
+    who: Identity = request.state.identity
+    return who.user or request.query_params.get("labeller", "")
 
 
 def _is_digest(text: str) -> bool:

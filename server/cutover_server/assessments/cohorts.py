@@ -10,27 +10,37 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cutover.contract import STRATUM_ALL
 from cutover.task import Task
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.maturity import (
     Label,
     Request,
     Result,
+    confidence_results,
     counts_as_shadow,
+    double_results,
+    judged_answers,
+    pair_results,
     prevailing,
     results,
 )
 from cutover_server.assessments.schema import (
     assessments,
+    confidence_totals,
+    double_totals,
     feedback,
     label_totals,
     labels,
     maturities,
+    pair_totals,
+    pool_totals,
     satisfaction_totals,
     shadows,
+    weight_totals,
 )
 from cutover_server.assessments.traffic import chosen_version
 
@@ -40,7 +50,10 @@ _NEEDED = (
     assessments.c.id,
     assessments.c.task,
     assessments.c.rollout,
+    assessments.c.sampled,
     assessments.c.stratum,
+    assessments.c.sampling_probability,
+    assessments.c.labellers,
     assessments.c.chosen,
     assessments.c.outcome,
     assessments.c.control,
@@ -90,6 +103,11 @@ async def count(
         for row in await connection.execute(select(shadows).where(shadows.c.request_id.in_(ids)))
     }
     totals: Counter[tuple[str, ...]] = Counter()
+    pool: Counter[tuple[str, ...]] = Counter()
+    weights: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    pairs: Counter[tuple[str, ...]] = Counter()
+    doubles: Counter[tuple[str, ...]] = Counter()
+    sure: Counter[tuple[str, ...]] = Counter()
     marks: list[dict[str, Any]] = []
     for row in rows:
         shadow = mirrored.get(row.id)
@@ -100,12 +118,36 @@ async def count(
             control=row.control,
             candidate=row.candidate,
             shadow=shadow.candidate if shadow is not None and in_time else None,
+            shadow_kept=shadow.kept if shadow is not None and in_time else True,
         )
-        found = results(tasks[row.task], request, prevailing(given[row.id], by=row.due_at))
+        task, truth = tasks[row.task], prevailing(given[row.id], by=row.due_at)
+        mine = {judged.version for judged in judged_answers(request) if judged.arm == "candidate"}
+        pool.update((row.rollout, version, row.stratum) for version in mine)
+        if not row.sampled:
+            marks.append({"request_id": row.id, "matured_at": now, "results": []})
+            continue
+        found = results(task, request, truth)
         totals.update((row.rollout, r.arm, r.version, r.field, row.stratum, r.result) for r in found)
+        for version in mine:
+            # Of stratum all, only what was drawn is in the pool.
+            drawn = row.sampling_probability if row.stratum != STRATUM_ALL else 1.0
+            weights[row.rollout, version, row.stratum] += 1.0 / drawn
+        pairs.update((row.rollout, *pair) for pair in pair_results(task, request, truth))
+        sure.update((row.rollout, *one) for one in confidence_results(task, request, truth))
+        if row.labellers > 1:
+            doubles.update((row.rollout, *one) for one in double_results(task, given[row.id], row.due_at))
         marks.append({"request_id": row.id, "matured_at": now, "results": [_compact(r) for r in found]})
     await connection.execute(insert(maturities), marks)
-    await database.add(connection, label_totals, {key: (n,) for key, n in totals.items()})
+    counted: tuple[tuple[Table, Mapping[tuple[str, ...], float]], ...] = (
+        (label_totals, totals),
+        (pool_totals, pool),
+        (weight_totals, weights),
+        (pair_totals, pairs),
+        (confidence_totals, sure),
+        (double_totals, doubles),
+    )
+    for table, increments in counted:
+        await database.add(connection, table, {key: (n,) for key, n in increments.items()})
     await connection.execute(update(assessments).where(assessments.c.id.in_(ids)).values(open_due_at=None))
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -84,7 +84,7 @@ async def _store_one_by_one(
 ) -> set[str]:
     """The slow way, when the database itself refuses something in the batch."""
     stored: set[str] = set()
-    for some_rows, some_updates in [([row], []) for row in rows] + [([], [update]) for update in updates]:
+    for some_rows, some_updates in [([row], []) for row in rows] + [([], [one]) for one in updates]:
         try:
             async with database.write() as connection:
                 stored |= await _store(database, connection, some_rows, some_updates)
@@ -120,13 +120,41 @@ async def _store(
         await _after_insert(
             database, connection, [record for record, row in rows if row["id"] in stored], ordered
         )
+        await _draw(connection, sorted(stored))
     if updates:
         erased = await _lock(connection, [row["request_id"] for row in updates])
         insert = database.insert(shadows).on_conflict_do_nothing().returning(shadows.c.request_id)
         ordered = sorted(updates, key=lambda row: str(row["request_id"]))
         if kept := [row for row in ordered if row["request_id"] not in erased]:
-            stored |= set((await connection.execute(insert, kept)).scalars())
+            new = set((await connection.execute(insert, kept)).scalars())
+            stored |= new
+            await _draw(connection, sorted(new))
     return stored
+
+
+async def _draw(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Puts requests whose draw came with their mirrored answer into the pool, whichever of the two came last.
+
+    An answer that is too late to be judged does not draw: nobody would have had the time to label it.
+    """
+    a, s = assessments.c, shadows.c
+    drawn = (
+        select(a.id, a.due_at, s.sampled, s.stratum, s.sampling_probability)
+        .join_from(assessments, shadows, s.request_id == a.id)
+        .where(a.id.in_(ids), s.pooled.is_(True), a.sampled.is_(False), a.erased.is_(False))
+        .where(or_(s.arrived_at <= a.due_at, s.arrived_at <= a.stored_at))
+    )
+    for row in (await connection.execute(drawn)).all():
+        await connection.execute(
+            update(assessments)
+            .where(a.id == row.id)
+            .values(
+                sampled=row.sampled,
+                stratum=row.stratum,
+                sampling_probability=row.sampling_probability,
+                open_due_at=row.due_at,
+            )
+        )
 
 
 async def _after_insert(
@@ -204,11 +232,27 @@ def _read_records(
 def _read_shadows(entries: Iterable[Any], now: float, intake: Intake) -> Iterable[dict[str, Any]]:
     for entry in entries:
         try:
-            update = ShadowUpdate.model_validate(entry)
-            _check_text(id=update.id, version=update.candidate.version)
-            candidate = update.candidate.to_wire()
+            mirrored = ShadowUpdate.model_validate(entry)
+            _check_text(id=mirrored.id, version=mirrored.candidate.version, stratum=mirrored.stratum)
+            candidate = mirrored.candidate.to_wire()
             _check_finite(candidate, "candidate")
-            yield {"request_id": update.id, "candidate": candidate, "arrived_at": now}
+            chance = mirrored.sampling_probability
+            if not 0 <= chance <= 1 or (mirrored.sampled and not chance):
+                raise ValueError(
+                    f"samplingProbability is {chance}; it must lie in 0..1, above 0 when sampled"
+                )
+            if mirrored.sampled and not mirrored.pooled:
+                raise ValueError("sampled: only a request of the pool can be drawn; set pooled")
+            yield {
+                "request_id": mirrored.id,
+                "candidate": candidate,
+                "arrived_at": now,
+                "kept": mirrored.kept,
+                "pooled": mirrored.pooled,
+                "sampled": mirrored.sampled,
+                "stratum": mirrored.stratum,
+                "sampling_probability": mirrored.sampling_probability,
+            }
         except ValidationError as error:
             intake.refuse(entry, _first(error))
         except ValueError as error:
@@ -254,6 +298,7 @@ def _row(record: AssessmentRecord, now: float) -> dict[str, Any]:
         **answers,
         "sampled": record.sampled,
         "sampling_probability": record.sampling_probability,
+        "labellers": record.labellers,
         "truth": None,
         "validated": False,
         "erased": False,

@@ -64,9 +64,10 @@ async def validate(
         )
         if late:
             shadow = (
-                await connection.execute(select(shadows.c.candidate).where(shadows.c.request_id == identity))
-            ).scalar_one_or_none()
-            judged = judged_answers(Request(row.chosen, row.outcome, row.control, row.candidate, shadow))
+                await connection.execute(select(shadows).where(shadows.c.request_id == identity))
+            ).one_or_none()
+            mirrored = (shadow.candidate, shadow.kept) if shadow is not None else (None, True)
+            judged = judged_answers(Request(row.chosen, row.outcome, row.control, row.candidate, *mirrored))
             keys = {(row.rollout, answer.arm, answer.version): (1,) for answer in judged}
             await database.add(connection, correction_totals, keys)
     return Validated(truth, changed=True, late=late)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, false, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cutover_server.assessments.database import Database
@@ -36,9 +36,13 @@ def iso(seconds: float) -> str:
 
 
 async def list_assessments(
-    database: Database, *, status: str, limit: int, cursor: str, now: float, blind: bool
+    database: Database, *, status: str, limit: int, cursor: str, now: float, blind: bool, reader: str = ""
 ) -> Page:
-    """Raises ValueError for an unknown status or a cursor that is none."""
+    """Raises ValueError for an unknown status or a cursor that is none.
+
+    `reader` is the name of who asks: a request drawn for a second labeller is offered again, to somebody else than the
+    first, who does not see what the first said. To a reader without a name it is not offered.
+    """
     if status not in STATUSES:
         raise ValueError(f"status is {status!r}; use one of {list(STATUSES)}")
     query = select(assessments).where(assessments.c.erased.is_(False))
@@ -46,7 +50,8 @@ async def list_assessments(
         query = query.where(
             # The column that holds nothing but waiting rows: its index is as small as the queue.
             assessments.c.open_due_at >= now,
-            assessments.c.validated.is_(False),
+            assessments.c.sampled.is_(True),
+            or_(assessments.c.validated.is_(False), and_(_wants_another(), _never_by(reader))),
         )
     elif status == "unlabelled":
         query = query.where(assessments.c.validated.is_(False))
@@ -54,19 +59,23 @@ async def list_assessments(
         query = query.where(tuple_(assessments.c.received_at, assessments.c.id) < _read_cursor(cursor))
     query = query.order_by(assessments.c.received_at.desc(), assessments.c.id.desc()).limit(limit + 1)
     async with database.read() as connection:
-        shown = await _shown(connection, query, blind)
+        shown = await _shown(connection, query, blind, _Reader(reader, now))
     more = len(shown) > limit
     rows = [row for _, row in shown[:limit]]
     last = shown[limit - 1][0] if more else None
     return Page(rows, _write_cursor(last.received_at, last.id) if last is not None else "")
 
 
-async def one_assessment(database: Database, identity: str, *, blind: bool) -> dict[str, Any] | None:
+async def one_assessment(
+    database: Database, identity: str, *, blind: bool, now: float = 0.0, reader: str = ""
+) -> dict[str, Any] | None:
+    """Blind, the labels of others are hidden as in the list."""
     async with database.read() as connection:
         shown = await _shown(
             connection,
             select(assessments).where(assessments.c.id == identity, assessments.c.erased.is_(False)),
             blind,
+            _Reader(reader, now) if blind else None,
         )
         if not shown:
             return None
@@ -79,14 +88,49 @@ async def queue_length(database: Database, now: float) -> int:
     waiting = (
         select(func.count())
         .select_from(assessments)
-        .where(assessments.c.open_due_at > now, assessments.c.validated.is_(False))
+        .where(
+            assessments.c.open_due_at > now,
+            assessments.c.sampled.is_(True),
+            or_(assessments.c.validated.is_(False), _wants_another()),
+        )
     )
     async with database.read() as connection:
         return int((await connection.execute(waiting)).scalar() or 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Who asks, and when."""
+
+    name: str
+    now: float
+
+    def may_not_see_labels(self, row: Row[Any], history: Sequence[dict[str, Any]]) -> bool:
+        """Whether somebody is still wanted who labels this apart from those before."""
+        people = {entry["labeller"] for entry in history}
+        waiting = row.open_due_at is not None and row.open_due_at >= self.now
+        return waiting and row.sampled and len(people) < row.labellers and self.name not in people
+
+
+def _wants_another() -> ColumnElement[bool]:
+    """Drawn for more people than have labelled it."""
+    people = (
+        select(func.count(labels.c.labeller.distinct()))
+        .where(labels.c.request_id == assessments.c.id)
+        .scalar_subquery()
+    )
+    return and_(assessments.c.labellers > 1, people < assessments.c.labellers)
+
+
+def _never_by(reader: str) -> ColumnElement[bool]:
+    if not reader:
+        return false()
+    mine = select(labels.c.seq).where(labels.c.request_id == assessments.c.id, labels.c.labeller == reader)
+    return ~mine.exists()
+
+
 async def _shown(
-    connection: AsyncConnection, query: Select[Any], blind: bool
+    connection: AsyncConnection, query: Select[Any], blind: bool, reader: _Reader | None
 ) -> list[tuple[Row[Any], dict[str, Any]]]:
     rows = (await connection.execute(query)).all()
     ids = [row.id for row in rows]
@@ -107,7 +151,13 @@ async def _shown(
         row.request_id: row.candidate
         for row in await connection.execute(select(shadows).where(shadows.c.request_id.in_(ids)))
     }
-    return [(row, _wire(row, images[row.id], history[row.id], mirrored.get(row.id), blind)) for row in rows]
+    shown = []
+    for row in rows:
+        wire = _wire(row, images[row.id], history[row.id], mirrored.get(row.id), blind)
+        if reader is not None and reader.may_not_see_labels(row, history[row.id]):
+            wire |= {"labels": [], "truth": None, "validated": False}
+        shown.append((row, wire))
+    return shown
 
 
 def _wire(

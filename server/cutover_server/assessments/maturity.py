@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cutover.contract import FIELD_OVERALL
+from cutover.contract import FIELD_OVERALL, confidence_bin
 from cutover.task import Task, score
 
 
@@ -34,6 +34,8 @@ class Request:
     control: Mapping[str, Any] | None
     candidate: Mapping[str, Any] | None
     shadow: Mapping[str, Any] | None = None
+    shadow_kept: bool = True
+    """Whether the mirrored answer was sure enough to be given to somebody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Result:
 def judged_answers(request: Request) -> list[Judged]:
     """The answers of a request that count for their arms.
 
-    A request the client got wrong counts for nobody. A deferred answer was not kept, so it is not judged.
+    A request the client got wrong counts for nobody. A deferred answer was not kept, so it is not judged, and neither
+    is a mirrored one that would have been deferred.
     """
     if request.outcome == "rejected":
         return []
@@ -65,13 +68,18 @@ def judged_answers(request: Request) -> list[Judged]:
     if request.chosen == "control":
         if request.control is not None:
             judged.append(_judged("control", request.control))
-        # A gateway that has the mirrored answer in time may put it into the record itself.
-        mirrored = request.shadow or request.candidate
-        if mirrored is not None:
+        mirrored = mirrored_answer(request)
+        if mirrored is not None and request.shadow_kept:
             judged.append(_judged("candidate", mirrored))
     elif request.candidate is not None and request.outcome != "deferred":
         judged.append(_judged("candidate", request.candidate))
     return judged
+
+
+def mirrored_answer(request: Request) -> Mapping[str, Any] | None:
+    """The candidate's answer to a request the control answers. A gateway that has it in time may put it into the
+    record itself."""
+    return request.shadow or request.candidate if request.chosen == "control" else None
 
 
 def counts_as_shadow(arrived_at: float, due_at: float, stored_at: float) -> bool:
@@ -102,6 +110,77 @@ def results(task: Task, request: Request, truth: Mapping[str, str]) -> list[Resu
             verdict = "missing" if field not in right else "right" if right[field] else "wrong"
             found.append(Result(judged.arm, judged.version, field, verdict))
     return found
+
+
+def pair_results(task: Task, request: Request, truth: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(version of the candidate, field, one of `contract.PAIR_RESULTS`) where both models answered one request.
+
+    A mirrored answer that would have been deferred makes no pair: its place would have been taken by the fallback's.
+    """
+    mirrored = mirrored_answer(request)
+    if (
+        request.outcome == "rejected"
+        or mirrored is None
+        or request.control is None
+        or not request.shadow_kept
+    ):
+        return []
+    mine, theirs = _judged("candidate", mirrored), _judged("control", request.control)
+    right, control_right = score(task, mine.answer, truth), score(task, theirs.answer, truth)
+    names = {(True, True): "both", (True, False): "candidate", (False, True): "control"}
+    return [
+        (
+            mine.version,
+            field,
+            names.get((right[field], control_right[field]), "neither") if field in right else "missing",
+        )
+        for field in (*task.scored_fields, FIELD_OVERALL)
+    ]
+
+
+def confidence_results(
+    task: Task, request: Request, truth: Mapping[str, str]
+) -> list[tuple[str, str, str, str]]:
+    """(version, field, bin, result) of the candidate's valid answer, whatever became of it: kept, deferred, mirrored.
+
+    This is the sample a threshold is chosen by, so routing must not have had a hand in it.
+    """
+    answer = mirrored_answer(request) if request.chosen == "control" else request.candidate
+    judged = _judged("candidate", answer) if answer is not None else None
+    if request.outcome == "rejected" or answer is None or judged is None or judged.answer is None:
+        return []
+    confidence = answer.get("confidence")
+    sure = confidence_bin(float(confidence) if isinstance(confidence, int | float) else None)
+    right = score(task, judged.answer, truth)
+    return [
+        (
+            judged.version,
+            field,
+            sure,
+            "missing" if field not in right else "right" if right[field] else "wrong",
+        )
+        for field in (*task.scored_fields, FIELD_OVERALL)
+    ]
+
+
+def double_results(task: Task, labels: Iterable[Label], by: float) -> list[tuple[str, str]]:
+    """(field, same or different): what the first two people said, each in their last word before the deadline.
+
+    Nothing before two people have labelled. A field only one of them named is left out.
+    """
+    last: dict[str, Mapping[str, str]] = {}
+    for label in labels:
+        if label.labelled_at <= by:
+            last[label.labeller] = label.values
+    if len(last) < 2:
+        return []
+    one, other = list(last.values())[:2]
+    said = {
+        field: one[field] == other[field] for field in task.scored_fields if field in one and field in other
+    }
+    if len(said) == len(task.scored_fields):
+        said[FIELD_OVERALL] = all(said.values())
+    return [(field, "same" if same else "different") for field, same in said.items()]
 
 
 def check_labels(task: Task, values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
+    true,
 )
 from sqlalchemy.engine import Dialect
 
@@ -49,7 +51,8 @@ assessments = Table(
     Column("received_at", Double, nullable=False),
     Column("stored_at", Double, nullable=False),
     Column("due_at", Double, nullable=False),
-    # due_at while the row waits for maturity, else NULL: the index holds nothing but the rows still to be counted.
+    # due_at while the row waits for maturity, else NULL: the index holds nothing but the rows still to be counted, the
+    # sampled ones and those of the pool that were not drawn.
     Column("open_due_at", Double),
     Column("gateway", Text, nullable=False),
     Column("task", Text, nullable=False),
@@ -65,6 +68,8 @@ assessments = Table(
     Column("sampled", Boolean, nullable=False),
     Column("stratum", Text, nullable=False),
     Column("sampling_probability", Double, nullable=False),
+    # How many people label it, apart from one another.
+    Column("labellers", Integer, nullable=False, server_default="1"),
     # The prevailing human label, by all labels there are.
     Column("truth", JsonText),
     Column("validated", Boolean, nullable=False),
@@ -82,6 +87,13 @@ shadows = Table(
     Column("request_id", Text, primary_key=True),
     Column("candidate", JsonText, nullable=False),
     Column("arrived_at", Double, nullable=False),
+    # False: too unsure to be given to anybody at the threshold in force.
+    Column("kept", Boolean, nullable=False, server_default=true()),
+    # Where pairs are drawn by stratum, the draw came with the mirrored answer.
+    Column("pooled", Boolean, nullable=False, server_default=false()),
+    Column("sampled", Boolean, nullable=False, server_default=false()),
+    Column("stratum", Text, nullable=False, server_default="all"),
+    Column("sampling_probability", Double, nullable=False, server_default="0"),
 )
 
 labels = Table(
@@ -111,6 +123,41 @@ label_totals = Table(
         Column(name, Text, primary_key=True)
         for name in ("rollout", "arm", "version", "field", "stratum", "result")
     ),
+    Column("n", BigInteger, nullable=False),
+)
+
+pool_totals = Table(
+    "pool_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "stratum")),
+    Column("n", BigInteger, nullable=False),
+)
+
+weight_totals = Table(
+    "weight_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "stratum")),
+    Column("n", Double, nullable=False),
+)
+
+pair_totals = Table(
+    "pair_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "field", "result")),
+    Column("n", BigInteger, nullable=False),
+)
+
+double_totals = Table(
+    "double_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "field", "result")),
+    Column("n", BigInteger, nullable=False),
+)
+
+confidence_totals = Table(
+    "confidence_totals",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("rollout", "version", "field", "bin", "result")),
     Column("n", BigInteger, nullable=False),
 )
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import orjson
@@ -30,6 +30,7 @@ from cutover_server.gateway.pressure import InFlight, Reservation
 
 log = logging.getLogger(__name__)
 _JSON = "application/json"
+_DISCARD_SECONDS = 1.0
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -90,6 +91,7 @@ class Applications:
             except ApiError as error:
                 response = Response(error.body(), error.status, error.headers(), _JSON)
                 if error.close:
+                    await self._discard(request)
                     response.headers["connection"] = "close"
             except ClientDisconnect:
                 response = Response(status_code=499)
@@ -123,7 +125,7 @@ class Applications:
         return _whole(chat, answered)
 
     async def _body(self, request: Request, reservation: Reservation) -> bytes:
-        """The body within its limits; nothing of a request that announces too much is read."""
+        """The body within its limits; nothing of a request that announces too much is kept."""
         too_large = ApiError(
             413,
             f"The request body exceeds {self.max_body_bytes} bytes; send smaller pictures.",
@@ -158,6 +160,16 @@ class Applications:
             self.exchange.metrics.refused("size" if error.status == 413 else "pressure")
             raise
         return b"".join(chunks)
+
+    async def _discard(self, request: Request) -> None:
+        """Reads on for a moment: a caller that is still sending would be reset before it has read its answer."""
+        size = 0
+        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > 4 * self.max_body_bytes:
+                        return
 
     async def _models(self, request: Request, caller: Caller, request_id: str) -> Response:
         route = self.exchange.board.current.route

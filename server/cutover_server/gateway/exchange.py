@@ -20,7 +20,7 @@ import aiohttp
 from cutover import contract
 from cutover.fetch import FetchPolicy
 from cutover.records import ArmName
-from cutover.route import Arm, LabelSampling, assigned_to_candidate, mirrored
+from cutover.route import Arm, LabelSampling, assigned_to_candidate, mirrored, mirrored_for_label
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
@@ -146,6 +146,7 @@ class Exchange:
             attempts=attempts,
             messages=messages_for_record(case.request, [picture.digest for picture in case.pictures]),
             pictures=case.digests,
+            drawn_later=case.route.labels.by_stratum and _makes_pair(case, settled, attempts),
         )
         line = record_line(record)
 
@@ -176,13 +177,14 @@ class Exchange:
         if settled.reason:
             self.metrics.fallback(route, chosen, settled.reason)
         self.metrics.cost(route, chosen, arm, sum(attempt.cost_usd for attempt in attempts))
+        if chosen == "candidate" and attempts[0].reading.kind == "answered":
+            self.metrics.confidence(route, arm.version, attempts[0].confidence)
 
     def _mirror(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], written: bool) -> None:
-        route, candidate = case.route, case.route.candidate
-        if candidate is None or not mirrored(route, case.key):
+        route, candidate, answer = case.route, case.route.candidate, attempts[0].reading.answer
+        if candidate is None or not _copied(case):
             return
-        answer = attempts[0].reading.answer
-        if settled.outcome != "ok" or answer is None or not written:
+        if answer is None or not written or not _makes_pair(case, settled, attempts):
             if settled.outcome != "rejected":
                 self.metrics.shadow_dropped(route, "no_control_answer")
             return
@@ -209,6 +211,16 @@ class Exchange:
             case.request.wants_logprobs,
         )
         return Answered(completion, headers)
+
+
+def _copied(case: Case) -> bool:
+    """Whether the candidate is to be asked beside the path."""
+    return mirrored(case.route, case.key) or mirrored_for_label(case.route, case.key, case.request_id)
+
+
+def _makes_pair(case: Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
+    """Whether there is an answer of the control to compare the candidate's with."""
+    return _copied(case) and settled.outcome == "ok" and attempts[0].reading.answer is not None
 
 
 def _outside_the_rollout(in_force: InForce) -> InForce:

@@ -22,7 +22,6 @@ from cutover import contract
 from cutover.route import Arm, Route, label_probability
 from cutover_server.gateway.settlement import FALLBACK_REASONS
 
-AGREEMENTS = ("agree", "disagree", "invalid", "error")
 DROP_REASONS = ("queue_full", "pressure", "no_control_answer", "drain")
 REFUSALS = ("token", "size", "pressure", "format")
 _ROLLOUTS_KEPT = 8
@@ -72,6 +71,11 @@ class GatewayMetrics:
         self._shadow_dropped = counter(
             contract.SHADOW_DROPPED, "Mirrored copies given up unasked.", ("gateway", "rollout", "reason")
         )
+        self._confidence = counter(
+            contract.CONFIDENCE,
+            "The candidate's valid answers by confidence.",
+            ("gateway", "rollout", "version", "bin"),
+        )
         self._label_probability = gauge(
             contract.LABEL_PROBABILITY, "Share of requests people label.", ("gateway", "rollout", "stratum")
         )
@@ -117,6 +121,10 @@ class GatewayMetrics:
         self._shadow_pairs.labels(self.gateway, route.rollout, version, agreement).inc()
         self._shadow_duration.labels(self.gateway, route.rollout, version).observe(seconds)
 
+    def confidence(self, route: Route, version: str, confidence: float | None) -> None:
+        sure = contract.confidence_bin(confidence)
+        self._confidence.labels(self.gateway, route.rollout, version, sure).inc()
+
     def shadow_dropped(self, route: Route, reason: str) -> None:
         self._shadow_dropped.labels(self.gateway, route.rollout, reason).inc()
 
@@ -150,7 +158,9 @@ class GatewayMetrics:
             for reason in FALLBACK_REASONS:
                 self._fallbacks.labels(self.gateway, route.rollout, arm_label, reason)
         if route.candidate is not None:
-            for agreement in AGREEMENTS:
+            for sure in contract.CONFIDENCE_BINS:
+                self._confidence.labels(self.gateway, route.rollout, route.candidate.version, sure)
+            for agreement in contract.AGREEMENTS:
                 self._shadow_pairs.labels(self.gateway, route.rollout, route.candidate.version, agreement)
             self._shadow_duration.labels(self.gateway, route.rollout, route.candidate.version)
             for reason in DROP_REASONS:
@@ -165,6 +175,7 @@ class GatewayMetrics:
             self._shadow_pairs,
             self._shadow_duration,
             self._shadow_dropped,
+            self._confidence,
         ):
             metric.remove_by_labels({"rollout": rollout})
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cutover.records import ArmAnswer, ArmName, AssessmentRecord
-from cutover.route import Route, label_probability, sampled_for_label
+from cutover.route import Route, label_probability, labellers_wanted, sampled_for_label
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.settlement import Settlement
 
@@ -41,8 +41,10 @@ def assessment_record(
     attempts: Sequence[Attempt],
     messages: list[dict[str, Any]],
     pictures: Sequence[str],
+    drawn_later: bool = False,
 ) -> AssessmentRecord:
-    """The record of a settled request. Labels are sampled by the request's own id."""
+    """The record of a settled request. Labels are sampled by the request's own id; `drawn_later` leaves that to the
+    mirrored answer, which tells the stratum."""
     first = arm_answer(attempts[0])
     later = attempts[settlement.served or -1] if len(attempts) > 1 else None
     served = attempts[settlement.served] if settlement.served is not None else None
@@ -65,8 +67,9 @@ def assessment_record(
         control=first if chosen == "control" else None,
         candidate=first if chosen == "candidate" else None,
         fallback=arm_answer(later) if later is not None else None,
-        sampled=settlement.outcome != "rejected" and sampled_for_label(route, request_id),
+        sampled=not drawn_later and settlement.outcome != "rejected" and sampled_for_label(route, request_id),
         sampling_probability=label_probability(route),
+        labellers=labellers_wanted(route, request_id),
         label_deadline_seconds=route.labels.deadline_seconds,
     )
 

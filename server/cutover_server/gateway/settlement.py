@@ -73,9 +73,13 @@ def moves_on(route: Route, chosen: ArmName, reading: Reading) -> bool:
 
 
 def deferring(route: Route, chosen: ArmName, confidence: float | None) -> bool:
-    """Whether a valid answer is given up for its low confidence. An unknown confidence is a low one."""
-    limit = route.fallback_rules.confidence
-    return chosen == "candidate" and limit is not None and (confidence is None or confidence < limit)
+    """Whether a valid answer is given up for its low confidence."""
+    return chosen == "candidate" and too_unsure(route.fallback_rules.confidence, confidence)
+
+
+def too_unsure(limit: float | None, confidence: float | None) -> bool:
+    """An unknown confidence is a low one."""
+    return limit is not None and (confidence is None or confidence < limit)
 
 
 def settle(kinds: Sequence[Kind], stumbled: bool = False) -> Settlement:

@@ -1,7 +1,8 @@
 """Mirrored requests: the candidate is asked beside the path, and its answer compared with the control's.
 
 Nothing here delays a caller. The queue is bounded in number and in bytes, and copies are the first thing given up
-under pressure, each counted. A pair agrees when every scored field does.
+under pressure, each counted. A pair agrees when every scored field does; where labels are drawn by stratum, that is
+where the request is drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cutover.contract import STRATUM_AGREE, STRATUM_DISAGREE
 from cutover.records import ShadowUpdate
-from cutover.route import Arm
+from cutover.route import Arm, Route, in_label_pool, label_probability, sampled_for_label
 from cutover.task import Task
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt
@@ -21,6 +23,7 @@ from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
 from cutover_server.gateway.record import arm_answer
 from cutover_server.gateway.route_board import InForce
+from cutover_server.gateway.settlement import too_unsure
 from cutover_server.gateway.spool import SpoolFull
 
 log = logging.getLogger(__name__)
@@ -37,15 +40,35 @@ class Copy:
     control_answer: Mapping[str, Any]
 
 
-def agreement(task: Task, control: Mapping[str, Any], attempt: Attempt) -> str:
-    """Value of the label `agreement`."""
+def agreement(task: Task, control: Mapping[str, Any], attempt: Attempt, limit: float | None = None) -> str:
+    """Value of the label `agreement`; `limit` is the threshold of confidence in force."""
     if attempt.reading.kind == "invalid":
         return "invalid"
     answer = attempt.reading.answer
     if answer is None:
         return "error"
+    if too_unsure(limit, attempt.confidence):
+        return "deferred"
     same = all(answer.get(field) == control.get(field) for field in task.scored_fields)
     return "agree" if same else "disagree"
+
+
+def _draw(route: Route, request_id: str, result: str) -> dict[str, Any]:
+    """Where pairs are drawn by stratum: whether people label this one, which only its second answer can tell.
+
+    An answer nobody would have been given has no stratum, and no label is spent on it.
+    """
+    if not route.labels.by_stratum or result == "deferred":
+        return {}
+    if not in_label_pool(route, request_id):
+        return {}
+    stratum = STRATUM_AGREE if result == "agree" else STRATUM_DISAGREE
+    return {
+        "pooled": True,
+        "sampled": sampled_for_label(route, request_id, stratum),
+        "stratum": stratum,
+        "sampling_probability": label_probability(route, stratum) / route.labels.pair_probability,
+    }
 
 
 class Shadow:
@@ -116,8 +139,16 @@ class Shadow:
         attempt = await self._caller.ask(
             copy.candidate, copy.body, self._limit_seconds, route.task, copy.in_force.is_valid
         )
-        result = agreement(route.task, copy.control_answer, attempt)
+        limit = route.fallback_rules.confidence
+        result = agreement(route.task, copy.control_answer, attempt, limit)
         self._metrics.shadow_pair(route, copy.candidate.version, result, attempt.seconds)
-        update = ShadowUpdate(id=copy.request_id, candidate=arm_answer(attempt))
+        if attempt.reading.kind == "answered":
+            self._metrics.confidence(route, copy.candidate.version, attempt.confidence)
+        update = ShadowUpdate(
+            id=copy.request_id,
+            candidate=arm_answer(attempt),
+            kept=result != "deferred",
+            **_draw(route, copy.request_id, result),
+        )
         wire = update.model_dump_json(by_alias=True, exclude_none=True).encode()
         await self._write(b'{"shadow":' + wire + b"}")

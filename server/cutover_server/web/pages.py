@@ -148,6 +148,7 @@ class Pages:
                 cursor=request.query_params.get("cursor", ""),
                 now=service.clock(),
                 blind=who.role != "admin" and service.settings.blind_surveyors,
+                reader=who.user or "",
             )
         except ValueError as problem:
             return self._render(request, "problem.html", {"message": str(problem)}, 400)
