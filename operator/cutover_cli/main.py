@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a bad end or an error, 2 not in time (or a wrong command l
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 import time
@@ -49,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BAD
 
 
 def run(options: argparse.Namespace, kubectl: Kubectl, out: TextIO, pace: Pace) -> int:

@@ -1,7 +1,7 @@
 """Recorded samples of a rollout's counters: read from Prometheus piece by piece, kept in a file, cut into windows.
 
 A file holds answers of Prometheus as they came: `{"schemaVersion": 1, "from": .., "to": .., "answers": {KEY: [..]}}`,
-where KEY is the name of a metric, or the selector of a gate's own counter.
+where KEY is the name of a metric, or the operator's key of a gate's own counter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 from cutover_cli.errors import Refused
-from cutover_operator.evidence.folding import Wanted
+from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import Prometheus, samples_of
-from cutover_operator.evidence.reading import Wish, asked
-from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, merged
+from cutover_operator.evidence.reading import asked
+from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key, merged
 from cutover_operator.rollout.gates import named_gates
+from cutover_operator.rollout.gather import wish_of
+from cutover_operator.rollout.resources import Owner
 from cutover_operator.rollout.wording import without_credentials
 
 SCHEMA_VERSION = 1
@@ -105,13 +107,10 @@ class Recording:
 
 def everything(spec: ModelRolloutSpec, rollout: str) -> Asked:
     """All that a rollout with any gates of these kinds could be judged by, with every edge of the histograms."""
-    custom = tuple(
-        (g.name, g.gate.bad, g.gate.total)
-        for g in named_gates(spec)
-        if g.metric == "custom" and g.gate.bad and g.gate.total
-    )
-    wanted = Wanted(rollout, "", LATENCY_EDGES_SECONDS, None, custom)
-    return asked(Wish("", spec.gateway_ref, wanted, shadow=True, satisfaction=True))
+    own = wish_of(Owner("", "", rollout), spec, Ledger(rollout, "", 0.0), "")
+    fields = tuple(sorted({g.field for g in named_gates(spec) if g.metric == "accuracy"}))
+    wanted = replace(own.wanted, edges=LATENCY_EDGES_SECONDS, hourly_fields=fields, sure_fields=fields)
+    return asked(replace(own, wanted=wanted, shadow=True, satisfaction=True, doubles=True))
 
 
 async def record(
@@ -127,7 +126,9 @@ async def record(
             selector = f'{REQUESTS}{{gateway="{spec.gateway_ref}",rollout!="{ROLLOUT_NONE}"}}'
             who = Asked("", spec.gateway_ref, frozenset(), custom=(selector,))
             found = Recording(start, end, await _read(prometheus, url, who, start, end))
-            known = sorted({track.labels.get("rollout", "") for track in found.tracks.get(selector, ())})
+            known = sorted(
+                {track.labels.get("rollout", "") for track in found.tracks.get(custom_key(selector), ())}
+            )
             rollout = only_one(known)
         tracks = await _read(prometheus, url, everything(spec, rollout), start, end)
         return Recording(start, end, tracks), rollout

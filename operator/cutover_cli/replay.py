@@ -25,15 +25,14 @@ from cutover.contract import (
 from cutover.route import RouteReport
 from cutover_cli.manifest import task_of
 from cutover_cli.recording import Recording, everything
-from cutover_operator.evidence.folding import Wanted, fold
+from cutover_operator.evidence.folding import fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name, to_config_map
-from cutover_operator.evidence.samples import Answer, Asked
+from cutover_operator.evidence.samples import Answer, Asked, custom_key
 from cutover_operator.plan import Plan, Swap
 from cutover_operator.port import CONFIG_MAPS, MODEL_ROLLOUTS, Object, Resource
 from cutover_operator.rollout.decide import decide
-from cutover_operator.rollout.gates import edges, named_gates
-from cutover_operator.rollout.gather import Watchtower
+from cutover_operator.rollout.gather import Watchtower, wish_of
 from cutover_operator.rollout.resources import Images, Owner
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import GatewayPod, Site
@@ -124,7 +123,8 @@ class Replay:
         return self._recorded(asked, self._now - window_seconds, self._now)
 
     def _recorded(self, asked: Asked, start: float, end: float) -> dict[str, Answer]:
-        return {key: self._recording.answer(key, start, end) for key in (*asked.metrics, *asked.custom)}
+        keys = (*asked.metrics, *map(custom_key, asked.custom))
+        return {key: self._recording.answer(key, start, end) for key in keys}
 
     async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]:
         route = read_route(self._shelf.objects.get((CONFIG_MAPS, route_config_map(self.spec.gateway_ref))))
@@ -180,12 +180,7 @@ class Replay:
             everything(self.spec, rollout_key(self._owner.uid)), -math.inf, self._recording.start
         )
         known = Ledger(uid=self._owner.uid, version=version, started_at=self._recording.start)
-        custom = tuple(
-            (g.name, g.gate.bad, g.gate.total)
-            for g in named_gates(self.spec)
-            if g.metric == "custom" and g.gate.bad and g.gate.total
-        )
-        wanted = Wanted(rollout_key(self._owner.uid), version, edges(self.spec), None, custom)
+        wanted = wish_of(self._owner, self.spec, known, PROMETHEUS).wanted
         earlier = fold(known, before, wanted)
         fresh = earlier.afresh(self._recording.start, version).stamped(self._recording.start)
         self._shelf.put(CONFIG_MAPS, _versioned(to_config_map(replace(fresh, epoch=1), self._owner, None)))

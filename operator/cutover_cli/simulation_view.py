@@ -9,12 +9,13 @@ import numpy as np
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_cli.chart import Axis, Line, line_chart
 from cutover_cli.layout import columns
-from cutover_cli.worlds import Assumptions, Limit, Story
+from cutover_cli.worlds import Assumptions, Limit, Story, not_simulated
 from cutover_operator.rollout.draft import step_title
 from cutover_operator.rollout.gates import named_gates
 from cutover_operator.rollout.wording import span
 from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK, UNDECIDED
 
+SIDE_BY_SIDE = 3
 ENDS = ((PROMOTED, "promoted"), (ROLLED_BACK, "rolled back"), (UNDECIDED, "undecided"))
 
 
@@ -27,6 +28,11 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
         f"Assumed: {assumed.rps:g} requests/s, {100 * assumed.label_rate:.3g} % of answers labelled, errors "
         f"{100 * assumed.error_rate:.3g} %, control right in {100 * assumed.control_accuracy:.4g} %."
     )
+    missing = not_simulated(spec)
+    if missing:
+        head += f"\nNot simulated: {'; '.join(missing)}."
+    if len(stories) > SIDE_BY_SIDE:
+        return f"{head}\n\n{_compared(stories)}"
     rows = [
         *[[title, *(_chance(story, end) for story in stories)] for end, title in ENDS],
         ["stopped by", *(_stopped(story) for story in stories)],
@@ -42,6 +48,26 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
     ]
     table = columns(["", *(f"accuracy {story.accuracy:g}" for story in stories)], rows)
     return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1) for story in stories)])
+
+
+def _compared(stories: Sequence[Story]) -> str:
+    """A line each, for more candidates than fit side by side."""
+    rows = []
+    for story in stories:
+        summary = story.outcome.summary()
+        rows.append(
+            [
+                f"{story.accuracy:g}",
+                *(_chance(story, end) for end, _ in ENDS),
+                _hours(summary.median_hours),
+                _hours(summary.slowest_hours),
+                f"{summary.median_labels:,.0f}",
+                f"{summary.median_bad_answers:,.0f}",
+                _limit(story.limit),
+            ]
+        )
+    header = ["ACCURACY", "PROMOTED", "ROLLED BACK", "UNDECIDED", "MEDIAN TIME", "9 OF 10 WITHIN", "LABELS"]
+    return columns([*header, "BAD ANSWERS", "INFORMATION LIMIT"], rows)
 
 
 def _steps(spec: ModelRolloutSpec, story: Story, titled: bool) -> str:

@@ -74,6 +74,18 @@ class Story:
     limit: Limit | None
 
 
+def not_simulated(spec: ModelRolloutSpec) -> list[str]:
+    """What of this spec the simulated rollouts do without."""
+    found = []
+    if spec.analysis.labels.strata != "none":
+        found.append("labels drawn by stratum (they are drawn alike)")
+    if any(g.metric == "accuracy" and g.margin is not None for g in spec.gates):
+        found.append("pairs of answers (an accuracy margin is judged by one interval per arm)")
+    if spec.fallback.auto_confidence or spec.fallback.confidence is not None:
+        found.append("answers handed on for low confidence")
+    return found
+
+
 def label_rate_of(spec: ModelRolloutSpec, rps: float) -> float:
     """The share of requests the gateway draws, so that people get `analysis.labels.perHour`."""
     return min(1.0, spec.analysis.labels.per_hour / 3600.0 / rps)
@@ -112,6 +124,7 @@ def scenario(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float) -> S
             accuracy=assumed.control_accuracy, errors=assumed.control_error_rate, cost_usd=0.04
         ),
         label_rate=assumed.label_rate,
+        mirrored_labels=spec.analysis.labels.pool == "mirrored",
         tick_seconds=assumed.tick_seconds,
         horizon_hours=assumed.horizon_seconds / 3600.0,
     )
@@ -138,6 +151,8 @@ def limit_of(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float) -> L
     labels = math.log(1 / alpha) / divergence(accuracy, limit)
     first = spec.steps[0]
     share = (first.shadow if first.shadow is not None else first.weight or 0) / 100.0
+    if spec.analysis.labels.pool == "mirrored":
+        share = 1.0
     per_hour = 3600.0 * assumed.rps * share * assumed.label_rate * (1 - assumed.error_rate)
     deadline_hours = to_seconds(spec.analysis.labels.deadline) / 3600.0
     return Limit(kind, labels, labels / per_hour + deadline_hours) if per_hour > 0 else None

@@ -231,11 +231,11 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def answer(self, query: str, at: float) -> dict[str, Any]:
-        found = re.fullmatch(r"(\w*)\{(.*)\}\[(\d+)s\]", query)
+        found = re.fullmatch(r"(\w*)(?:\{(.*)\})?\[(\d+)s\]", query)
         assert found is not None, query
         window = int(found[3])
         self.asked.append((query, at, window))
-        matchers = re.findall(r'(\w+)(=~|!=|=)"((?:[^"\\]|\\.)*)"', found[2])
+        matchers = re.findall(r'(\w+)(=~|!=|=)"((?:[^"\\]|\\.)*)"', found[2] or "")
         result = []
         for row in [row for rows in self.series.values() for row in rows]:
             labels = dict(row["metric"])
@@ -282,6 +282,27 @@ def test_ranges_are_read_in_pieces_kept_and_replayed_alike(
     assert len(pieces) == 3
     assert max(window for _, _, window in server.asked) <= 3600
     assert backtest("--samples", samples, *common) == live.split("\n", 1)[1]
+
+
+def test_a_users_own_counters_are_read_kept_and_judged(
+    tmp_path: Path, backtest: Any, servers: list[Server]
+) -> None:
+    town = recorded()
+    times = [START + 10 * n for n in range(int((town.now - START) / 10) + 1)]
+    for name, per_tick in (("appealed_total", 30.0), ("claims_total", 100.0)):
+        town.history[(name, (("instance", "a"), ("job", "claims")))] = [
+            (at, per_tick * n) for n, at in enumerate(times)
+        ]
+    gate = {"metric": "custom", "name": "appeals", "limit": 0.1, "bad": 'appealed_total{job="claims"}'}
+    gates = [{"metric": "accuracy", "limit": 0.9}, {**gate, "total": "claims_total"}]
+    servers.append(Server(rows(town)))
+    start, end = (datetime.fromtimestamp(at, UTC).isoformat() for at in (START, town.now))
+    samples = str(tmp_path / "kept.json")
+    words = ("--from", start, "--to", end)
+    live = backtest("--prometheus", servers[0].url, "--save", samples, *words, gates=gates)
+    assert "rolled back" in live
+    assert "CustomShareAboveLimit: appeals 30 % of" in live
+    assert backtest("--samples", samples, *words, gates=gates) == live.split("\n", 1)[1]
 
 
 def test_a_prometheus_that_is_not_there_is_named_without_its_password(backtest: Any) -> None:

@@ -237,7 +237,7 @@ class Prometheus:
         url = url.rstrip("/")
         found = dict(await self._metrics(url, [asked], window_seconds, at)) if asked.metrics else {}
         for selector in asked.custom:
-            found[selector] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
+            found[custom_key(selector)] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
         return found
 
     async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:
