@@ -23,6 +23,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 
