@@ -72,7 +72,7 @@ LABELS_MATURED = "cutover_labels_matured_total"
 the database and exported alike by every replica: take the maximum over replicas, never the sum."""
 LABEL_RESULTS = ("right", "wrong", "missing")
 LABEL_PROBABILITY = "cutover_label_sampling_probability"
-"""Gauge {gateway, rollout, stratum}."""
+"""Gauge {gateway, rollout, stratum}: share of requests that people are asked to label."""
 LABEL_CORRECTIONS = "cutover_label_corrections_total"
 """Counter {rollout, arm, version}: labels changed after they had matured."""
 SATISFACTION = "cutover_satisfaction_total"
