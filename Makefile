@@ -64,6 +64,7 @@ crds: setup ## Generate crds/*.yaml from the models, and the chart's copies
 	$(RUN)/python -m cutover.api.crdgen crds
 	$(RUN)/python charts/sync_crds.py
 	$(RUN)/python -m cutover.api.reference docs/resources.md
+	$(RUN)/python -m cutover.metrics_reference docs/gateway.md
 
 .PHONY: lock
 lock: ## Lock the dependencies anew, and what each image installs
@@ -77,6 +78,10 @@ chart: crds ## Package the chart into build/
 .PHONY: bench-scale
 bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus, beside Argo Rollouts' figures
 	$(RUN)/python -m bench.scale
+
+.PHONY: bench-gateway
+bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and LiteLLM; ROUNDS, REQUESTS
+	$(RUN)/python -m bench.gateway --rounds $(or $(ROUNDS),3) --requests $(or $(REQUESTS),100000)
 
 .PHONY: soak-outage
 soak-outage: setup ## Prometheus away at every step of a rollout on the node; nothing lost, nothing twice
