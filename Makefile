@@ -39,6 +39,28 @@ unit api chart-test node: setup ## One tier (chart-test for the chart's)
 bench-decisions: setup ## The decisions in simulated rollouts beside other tools' (RUNS=50 for a quick look)
 	$(RUN)/python -m bench.decisions --runs $${RUNS:-300}
 
+.PHONY: bench-train
+bench-train: setup build/trl/.installed ## Samples per second and loss of training beside TRL's SFTTrainer
+	$(RUN)/python -m bench.train_speed
+
+build/trl/.installed: ## TRL beside the project's own packages, for the bench alone
+	$(RUN)/python -m ensurepip --upgrade >/dev/null
+	$(RUN)/python -m pip install --quiet --target build/trl --no-deps \
+	  trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill==0.4.1 xxhash==4.1.0
+	@touch $@
+
+.PHONY: bench-prepare
+bench-prepare: setup ## 10,000 assessments through the stage prepare: time, memory, progress
+	$(RUN)/python -m bench.train_prepare
+
+.PHONY: bench-damage
+bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kinds of adapter (half an hour)
+	$(RUN)/python -m bench.train_damage
+
+.PHONY: soak-interrupt
+soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
+	$(RUN)/python -m soak.interrupt
+
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node
 	$(RUN)/python -m demo up
