@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,20 @@ async def test_mirrored_answers_are_compared_beside_the_path(rig: Rig) -> None:
         rig.control.behaviour.error_share = 1.0
         await rig.ask(22)
         assert await rig.value("cutover_shadow_dropped_total", reason="no_control_answer") == 1
+
+
+async def test_bodies_that_are_only_announced_keep_nobody_out(rig: Rig) -> None:
+    rig.settings["max_in_flight_bytes"] = 2_000_000
+    async with rig.all(rig.route()):
+        idle = []
+        for _ in range(4):
+            _, writer = await asyncio.open_connection("127.0.0.1", rig.ports["app"])
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1900000\r\n\r\n{")
+            await writer.drain()
+            idle.append(writer)
+        assert (await rig.ask(1)).status == 200
+        for writer in idle:
+            writer.close()
 
 
 async def test_mirrored_copies_are_given_up_first(rig: Rig) -> None:

@@ -119,8 +119,21 @@ URLS = {
     "data, not base64": "data:image/png;base64,@@@@",
     "data, empty": "data:image/png;base64,",
 }
+METADATA = "http://169.254.169.254/latest/meta-data/iam"
+PARTS: dict[str, Any] = {
+    "a picture without a type": {"image_url": {"url": METADATA}},
+    "a video": {"type": "video_url", "video_url": {"url": METADATA}},
+    "a picture of another API": {"type": "input_image", "image_url": METADATA},
+    "a text with a picture beside it": {"type": "text", "text": "a", "image_url": {"url": METADATA}},
+    "a type that is a list": {"type": ["image_url"], "image_url": {"url": METADATA}},
+    "a part that is text": METADATA,
+}
 WELL_FORMED = {
     **{name: (link(url), 400) for name, url in URLS.items()},
+    **{
+        name: (http(chat(messages=[{"role": "user", "content": [part]}])), 400)
+        for name, part in PARTS.items()
+    },
     "huge picture": (link(data_url(b"x" * 2_500_000)), 413),
     "seventeen pictures": (
         http(

@@ -77,6 +77,12 @@ def test_an_unreadable_answer_of_todays_model_is_a_wrong_one() -> None:
         (b"{not json", "UnreadableLine", "not JSON"),
         (b"\xff\xfe", "UnreadableLine", "not JSON"),
         ([1], "UnreadableLine", "JSON list"),
+        ({**good(), "control_answer": {"area": 10**30}}, "UnreadableLine", "control_answer cannot be kept"),
+        (
+            with_answer('{"damageType": "crack", "severity": "minor", "notes": "\\ud800"}'),
+            "UnreadableLine",
+            "answer cannot be kept",
+        ),
         ({"id": "a"}, "NoMessages", "messages must be a list"),
         ({**good(), "messages": good()["messages"][:-1]}, "NoAssistantAnswer", "['system', 'user']"),
         ({**good(), "messages": good()["messages"][::-1]}, "NoAssistantAnswer", "the last must be"),

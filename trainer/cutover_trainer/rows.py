@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+import orjson
+
 from cutover.chat import picture_urls, template_messages
 from cutover.task import Task, Unreadable, read_answer
 from cutover_trainer.refused import BadRow, RowWrong
@@ -65,7 +67,9 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
         question, answer_text, answer_at = _question_and_answer(document)
         answer = _answer(answer_text, answer_at, task, validator)
         truth = {name: str(answer[name]) for name in task.scored_fields}
+        control = _control(document.get("control_answer"))
         _check_labels(document.get("labels"), truth, task)
+        _check_writable(answer=answer, control_answer=control)
         return Row(
             line=line,
             id=row_id,
@@ -75,7 +79,7 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
             picture_url=_picture_url(question),
             answer=answer,
             truth=truth,
-            control=_control(document.get("control_answer")),
+            control=control,
             validated=_validated(document),
         )
     except RowWrong as wrong:
@@ -95,6 +99,16 @@ def _document(raw: bytes) -> dict[str, Any]:
     if b"\\u" in raw and _has_lone_surrogate(document):
         raise RowWrong("UnreadableLine", "", "a \\u escape names half a character (a lone surrogate)")
     return document
+
+
+def _check_writable(**values: Any) -> None:
+    """Python reads what no later stage could write again: half a character inside an answer's own text, integers
+    beyond 64 bits."""
+    for name, value in values.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise RowWrong("UnreadableLine", name, f"{name} cannot be kept: {error}"[:200]) from None
 
 
 class _Repeated(Exception):

@@ -151,7 +151,7 @@ class Applications:
         try:
             if expected > self.max_body_bytes:
                 raise too_large
-            reservation.add(expected)
+            reservation.expect(expected)
             chunks: list[bytes] = []
             size = 0
             async with asyncio.timeout(self.body_seconds):
@@ -159,8 +159,7 @@ class Applications:
                     size += len(chunk)
                     if size > self.max_body_bytes:
                         raise too_large
-                    if size > expected and expected == 0:
-                        reservation.add(len(chunk))
+                    reservation.add(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             self.exchange.metrics.refused("format")

@@ -23,6 +23,7 @@ MAX_TEXT_BYTES = 1_000_000
 """Of the messages without their pictures: what one record may hold."""
 MAX_KEY_CHARACTERS = 256
 TOP_LOGPROBS = 5
+_PARTS = {kind: frozenset({"type", kind, "cache_control"}) for kind in ("text", "image_url", "refusal")}
 _OURS = ("stream", "stream_options", "model", "messages", "metadata")
 
 
@@ -53,6 +54,7 @@ def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -
         raise ApiError(400, "messages: a list of at least one message object is needed.", param="messages")
     if document.get("n", 1) not in (1, None):
         raise ApiError(400, "n: only one choice per request is served; leave n out.", param="n")
+    _check_parts(messages)
     urls = tuple(_picture_url(part) for message in messages for part in _picture_parts(message))
     if len(urls) > MAX_PICTURES:
         raise ApiError(
@@ -130,6 +132,22 @@ def _with_pictures(messages: list[dict[str, Any]], urls: Sequence[str]) -> list[
             content.append(part)
         result.append({**message, "content": content})
     return result
+
+
+def _check_parts(messages: list[dict[str, Any]]) -> None:
+    """Only what the gateway understands goes on: an arm must not find a URL that nobody has looked at."""
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            kind = part.get("type") if isinstance(part, dict) else None
+            allowed = _PARTS.get(kind) if isinstance(kind, str) else None
+            if allowed is None or not part.keys() <= allowed:
+                raise ApiError(
+                    400,
+                    "messages: a content part is {type: text, text} or {type: image_url, image_url}; "
+                    f"this one has the type {str(kind)[:64]!r}.",
+                    param="messages",
+                )
 
 
 def _picture_parts(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,8 +17,17 @@ class Reservation:
     budget: InFlight
     held: int = 0
 
+    def expect(self, size: int) -> None:
+        """Refuses what would not fit, and takes nothing: bytes that are only announced must not keep others out."""
+        self._check(size)
+
     def add(self, size: int) -> None:
         """Raises ApiError, a 503 with Retry-After, when the limit would be passed."""
+        self._check(size)
+        self.budget.used += size
+        self.held += size
+
+    def _check(self, size: int) -> None:
         if self.budget.used + size > self.budget.limit:
             raise ApiError(
                 503,
@@ -27,8 +36,6 @@ class Reservation:
                 code="overloaded",
                 retry_after_seconds=1,
             )
-        self.budget.used += size
-        self.held += size
 
 
 @dataclass(slots=True)
