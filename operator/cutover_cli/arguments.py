@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cutover.api.base import to_seconds
 from cutover_cli.orders import ACTIONS, MEANING
@@ -50,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
         help="the written report: decisions, numbers, savings and lessons (Markdown)",
     )
     report.add_argument("name")
+    _add_backtest(commands)
+    _add_simulate(commands)
     for action in ACTIONS:
         order = commands.add_parser(action, parents=[shared], help=MEANING[action])
         order.add_argument("name")
@@ -60,6 +64,126 @@ def parser() -> argparse.ArgumentParser:
             help="how long to wait for the operator; 0s does not wait",
         )
     return top
+
+
+def _add_backtest(commands: Any) -> None:
+    backtest = commands.add_parser(
+        "backtest", help="what would have been decided when, on samples Prometheus has kept or a file holds"
+    )
+    backtest.add_argument(
+        "-f", "--file", required=True, help="manifest with the ModelRollout; - reads standard input"
+    )
+    backtest.add_argument("--name", default="", help="which ModelRollout, when the manifest has several")
+    backtest.add_argument(
+        "--from", dest="start", type=_moment, help="begin: 2026-11-23T08:00:00Z, or 26h for so long ago"
+    )
+    backtest.add_argument("--to", dest="end", type=_moment, help="end; default: now, or the end of the file")
+    source = backtest.add_mutually_exclusive_group()
+    source.add_argument("--prometheus", metavar="URL", help="default: the manifest's analysis.prometheus.url")
+    source.add_argument("--samples", metavar="FILE", help="samples kept by --save before")
+    backtest.add_argument("--save", metavar="FILE", help="keep what was read")
+    backtest.add_argument(
+        "--rollout",
+        default="",
+        metavar="KEY",
+        help="value of the metrics' label rollout: the first 13 characters of the object's uid",
+    )
+    backtest.add_argument(
+        "--tick", type=_duration, default=0.0, help="time between two looks; default: analysis.interval"
+    )
+
+
+def _add_simulate(commands: Any) -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="what would become of a rollout: chances, time, labels and bad answers; a table and a picture",
+    )
+    simulate.add_argument(
+        "-f", "--file", required=True, help="manifest with the ModelRollout; - reads standard input"
+    )
+    simulate.add_argument("--name", default="", help="which ModelRollout, when the manifest has several")
+    simulate.add_argument(
+        "--accuracy",
+        type=_share,
+        nargs="+",
+        required=True,
+        help="share of the candidate's answers that are right; several are compared",
+    )
+    simulate.add_argument("--error-rate", type=_share, default=0.02, help="share of its requests that fail")
+    simulate.add_argument(
+        "--latency-p95",
+        type=_positive,
+        metavar="SECONDS",
+        help="95 %% of its answers are faster; without it 1 %% are slower than the limit",
+    )
+    simulate.add_argument(
+        "--cost", type=_positive, metavar="USD", help="of an answer; default: half of the limit"
+    )
+    simulate.add_argument("--rps", type=_positive, default=1.0, help="requests per second to the gateway")
+    simulate.add_argument(
+        "--label-rate",
+        type=_share,
+        help="share of the answers that get a label; default: what makes analysis.labels.perHour",
+    )
+    simulate.add_argument("--control-accuracy", type=_share, default=0.92, help="of today's answers")
+    simulate.add_argument("--control-error-rate", type=_share, default=0.02, help="of today's requests")
+    simulate.add_argument("--runs", type=_runs, default=300, help="rollouts to simulate for each accuracy")
+    simulate.add_argument("--seed", type=int, default=1, help="the same seed gives the same answer")
+    simulate.add_argument(
+        "--horizon",
+        type=_duration,
+        default=0.0,
+        help="when to give up; default: twice the least durations, 14d or more",
+    )
+    simulate.add_argument(
+        "--tick", type=_duration, default=0.0, help="time between two looks; default: 10m or less"
+    )
+    simulate.add_argument(
+        "--picture", metavar="FILE", help="write an SVG: decisions over time, or a power curve"
+    )
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def _runs(text: str) -> int:
+    value = int(_number(text))
+    if not 1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 10000")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _moment(text: str) -> datetime:
+    """An RFC 3339 moment, or how long ago it was."""
+    try:
+        return datetime.now(UTC) - timedelta(seconds=to_seconds(text))
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a moment like 2026-11-23T08:00:00Z nor a duration like 26h"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _kind(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from cutover.api.base import GROUP
 from cutover.api.modelrollout import ModelRollout
 from cutover.api.trainingrun import TrainingRun
+from cutover_cli.errors import Refused
 
 FIELD_MANAGER = "kubectl-cutover"
 ROLLOUTS = f"{ModelRollout.plural}.{GROUP}"
@@ -22,7 +23,7 @@ REQUEST_TIMEOUT_SECONDS = 30
 Object = dict[str, Any]
 
 
-class KubectlError(Exception):
+class KubectlError(Refused):
     """kubectl said no; the message is its own."""
 
 

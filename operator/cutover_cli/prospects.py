@@ -100,6 +100,8 @@ def gate_line(one: Forecast, counted: datetime, now: datetime) -> str:
 
 
 def _stuck(one: Forecast) -> str:
+    if one.why:
+        return one.why
     if one.per_hour <= 0:
         return f"no {one.unit} come in, so no time can be told"
     return f"at {one.per_hour:.3g} {one.unit} an hour like these neither proof comes within 90 days"

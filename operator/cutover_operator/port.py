@@ -66,14 +66,18 @@ class Invalid(KubeError):
     """422 or 400: the object will never be accepted as it is."""
 
 
-class Kube(Protocol):
-    """Every method raises KubeError; a missing object is None, or no error for delete."""
+class Reader(Protocol):
+    """What looking at the cluster takes."""
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None: ...
 
     async def list(
         self, resource: Resource, namespace: str | None, label_selector: str = ""
     ) -> list[Object]: ...
+
+
+class Kube(Reader, Protocol):
+    """Every method raises KubeError; a missing object is None, or no error for delete."""
 
     async def create(self, obj: Object) -> Object:
         """Conflict when it exists."""

@@ -137,6 +137,7 @@ class Town:
     pods_stuck: bool = False
     """Gateway pods keep the route they have."""
     candidate_starts: bool = True
+    samples_kept: int = 100
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
@@ -446,7 +447,7 @@ class Town:
         for key, value in self.counters.items():
             samples = self.history[key]
             samples.append((self.now, value))
-            del samples[:-100]
+            del samples[: -self.samples_kept]
 
 
 class _Reconciler:

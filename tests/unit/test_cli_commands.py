@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,3 +151,21 @@ def test_a_wrong_command_line_is_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
+
+
+def test_the_plugin_needs_no_more_than_its_extra_installs() -> None:
+    """Neither the operator's framework nor the other programs: whoever installs `cutover[cli]` has none of them."""
+    code = """
+import sys
+for name in ("kopf", "prometheus_client", "torch", "transformers", "starlette", "sqlalchemy", "cutover_server"):
+    sys.modules[name] = None
+import cutover_cli.main, cutover_cli.backtest, cutover_cli.explain, cutover_cli.record, cutover_cli.simulate
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_get_does_not_wait_for_what_judges_evidence() -> None:
+    code = "import sys, cutover_cli.main; print(sorted({'numpy', 'scipy', 'aiohttp'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -129,3 +129,41 @@ def test_missing_requests_are_this_steps() -> None:
     live = steady(0.1, step=1, requests__candidate__ok=100.0)
     more, per_second = requests_missing(rollout, 1, live)
     assert (more, per_second) == (pytest.approx(40), pytest.approx(100 / 3600))
+
+
+def hourly(hours: int, **per_hour: float) -> Ledger:
+    """A ledger that grew evenly, with its closed hours."""
+    first = int(START // 3600)
+    row = {key.replace("__", "/"): n for key, n in per_hour.items()}
+    begin = first * 3600.0
+    return Ledger(
+        uid="u",
+        version="v",
+        started_at=begin,
+        written_at=begin + 3600.0 * hours + 600,
+        totals={key: n * hours for key, n in row.items()},
+        marks=(Mark(1, begin, 0, {}),),
+        hours={first + n: row for n in range(hours)},
+        labels_until=begin + 3600.0 * hours + 600,
+    )
+
+
+def test_a_gate_that_is_judged_by_the_hour_is_forecast_by_the_hour() -> None:
+    rollout = spec(gates=[{"metric": "accuracy", "margin": 0.05}])
+    accuracy = gate(rollout, "accuracy")
+    pairs = {
+        "pairs__overall__both": 50.0,
+        "pairs__overall__candidate": 4.0,
+        "pairs__overall__control": 3.0,
+        "pairs__overall__neither": 3.0,
+        **labels(54, 6),
+    }
+    few, later = hourly(2, **pairs), hourly(60, **pairs)
+    told = forecast(rollout, 0, few, accuracy, 0)
+    assert (told.now.verdict, told.verdict) == ("insufficient", "pass")
+    assert told.seconds is not None
+    assert 3600 <= told.seconds < 60 * 3600
+    assert judge(Bench(rollout, 0, later, later.written_at), accuracy).verdict == "pass"
+    none = forecast(rollout, 0, replace(few, hours={}), accuracy, 0)
+    assert none.verdict is None
+    assert "none is closed yet" in none.why

@@ -35,11 +35,19 @@ def test_a_fresh_schedule_draws_the_same() -> None:
     one, two = Schedule(100, 8, 3, 5), Schedule(100, 8, 3, 5)
     wanted = Augmentation()
     assert [one.batch(step) for step in range(39)] == [two.batch(step) for step in reversed(range(39))][::-1]
-    assert one.distortion(20, 7, wanted) == two.distortion(20, 7, wanted)
-    assert one.distortion(20, 7, wanted) == one.distortion(14, 7, wanted)
-    assert one.distortion(20, 7, wanted) != one.distortion(30, 7, wanted)
+    assert one.view(20, wanted) == one.view(14, wanted) == 1
+    assert one.distortion(1, 7, wanted) == two.distortion(1, 7, wanted)
+    assert one.distortion(1, 7, wanted) != one.distortion(2, 7, wanted)
     assert one.dropout_seed(3, 0) != one.dropout_seed(4, 0) != one.dropout_seed(4, 1)
     assert Schedule(100, 8, 3, 6).batch(0) != one.batch(0)
+
+
+def test_views_are_taken_in_turn_and_the_first_are_those_of_a_run_without() -> None:
+    schedule = Schedule(100, 8, 5, 5)
+    starts = [schedule.steps_per_epoch * epoch for epoch in range(5)]
+    assert [schedule.view(step, Augmentation()) for step in starts] == [0, 1, 2, 3, 4]
+    assert [schedule.view(step, Augmentation(views=2)) for step in starts] == [0, 1, 0, 1, 0]
+    assert [schedule.view(step, Augmentation(enabled=False, views=3)) for step in starts] == [0] * 5
 
 
 def test_augmentation_stays_within_what_was_asked() -> None:

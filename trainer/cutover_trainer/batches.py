@@ -13,6 +13,7 @@ from cutover.api.trainingrun import Augmentation
 from cutover_trainer.augment import distorted
 from cutover_trainer.encoding import Encoded, Encoder, Unencodable
 from cutover_trainer.examples import Example, PreparedData
+from cutover_trainer.frozen_features import FrozenFeatures
 from cutover_trainer.models import Hardware
 from cutover_trainer.outcome import BadInput
 from cutover_trainer.schedule import Schedule
@@ -78,23 +79,43 @@ class BatchBuilder:
         self._encoded = encoded
         self._pictures = PictureCache(data)
         self._hardware = on
+        self._features: FrozenFeatures | None = None
 
     def answer_tokens(self, rows: Sequence[int]) -> int:
         return sum(len(self._encoded[row].answer_ids) for row in rows)
 
     def distorted(self, rows: Sequence[int], step: int, schedule: Schedule, wanted: Augmentation) -> Batch:
         """A training batch."""
-        images = [
-            distorted(self._pictures.get(self._examples[row]), schedule.distortion(step, row, wanted))
-            for row in rows
-        ]
-        return self._batch(rows, images)
+        view = schedule.view(step, wanted)
+        if self._features is not None:
+            return self._batch(rows, self._features.inputs(rows, view))
+        return self._batch(rows, self._looks(rows, view, schedule, wanted))
 
     def plain(self, rows: Sequence[int]) -> Batch:
         """The same without augmentation."""
-        return self._batch(rows, [self._pictures.get(self._examples[row]) for row in rows])
+        images = [self._pictures.get(self._examples[row]) for row in rows]
+        return self._batch(rows, picture_inputs(self._encoder, images))
 
-    def _batch(self, rows: Sequence[int], images: Sequence[Image.Image]) -> Batch:
+    def reuse_features(self, model: Any, schedule: Schedule, wanted: Augmentation) -> None:
+        """From now on a picture's features are reckoned once for each of its views."""
+        self._features = FrozenFeatures(
+            model,
+            len(self._examples),
+            lambda rows, view: self._looks(rows, view, schedule, wanted)["pixel_values"],
+            self._hardware.device,
+            self._hardware.dtype,
+        )
+
+    def _looks(
+        self, rows: Sequence[int], view: int, schedule: Schedule, wanted: Augmentation
+    ) -> dict[str, Any]:
+        images = [
+            distorted(self._pictures.get(self._examples[row]), schedule.distortion(view, row, wanted))
+            for row in rows
+        ]
+        return picture_inputs(self._encoder, images)
+
+    def _batch(self, rows: Sequence[int], pictures: dict[str, Any]) -> Batch:
         chosen = [self._encoded[row] for row in rows]
         longest = max(len(one.prompt_ids) + len(one.answer_ids) for one in chosen)
         first = min(len(one.prompt_ids) for one in chosen) - 1
@@ -106,10 +127,12 @@ class BatchBuilder:
             ids[number, :end] = torch.tensor(one.prompt_ids + one.answer_ids)
             mask[number, :end] = 1
             targets[number, start - 1 : end - 1] = torch.tensor(one.answer_ids)
-        inputs = {"input_ids": ids, "attention_mask": mask, **picture_inputs(self._encoder, images)}
+        inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
         device = self._hardware.device
         return Batch(
-            inputs={name: value.to(device) for name, value in inputs.items()},
+            inputs={
+                name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()
+            },
             targets=targets[:, first:].to(device),
             kept=longest - first,
             tokens=sum(len(one.answer_ids) for one in chosen),

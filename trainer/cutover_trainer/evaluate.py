@@ -18,6 +18,7 @@ from cutover.api.trainingrun import EvaluationGate, EvaluationSummary
 from cutover.contract import FIELD_OVERALL
 from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
 from cutover.task import Task, Unreadable, read_answer
+from cutover_trainer.adapter_facts import TRAINING_FILE
 from cutover_trainer.base_model import base_folder, weights_bytes
 from cutover_trainer.examples import Example, open_prepared
 from cutover_trainer.generate import Answerer
@@ -93,8 +94,19 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     document["missedGates"] = missed
     store.put(EVALUATION_FILE, json.dumps(document, indent=1).encode())
     if missed:
-        raise BadInput("EvaluationGateFailed", f"evaluation.gates: {'; '.join(missed)}", summary)
+        doubt = _doubt(store)
+        why = "" if doubt is None else f". Training: {doubt}"
+        raise BadInput("EvaluationGateFailed", f"evaluation.gates: {'; '.join(missed)}{why}", summary)
     return StageResult(stage="evaluate", outcome="done", message=_sentence(task, summary), evaluation=summary)
+
+
+def _doubt(store: ArtifactStore) -> str | None:
+    """What the training's own losses said against the adapter."""
+    try:
+        said: str | None = json.loads(store.get(TRAINING_FILE)).get("doubt")
+    except (FileNotFoundError, ValueError):
+        return None
+    return said
 
 
 def missed_gates(

@@ -36,7 +36,11 @@ class Learner:
         self.model = model
         self.parameters = trainable(model)
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=settings.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+            list(self.parameters.values()),
+            lr=settings.learning_rate,
+            betas=BETAS,
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.scaled)
         self._hardware = hardware
@@ -44,6 +48,7 @@ class Learner:
         self._settings = settings
         self._augmentation = augmentation
         self._micro_batch = settings.batch_size
+        self.learning_rate = settings.learning_rate
         self._recomputes = False
 
     def step(self, step: int, builder: BatchBuilder, check: Callable[[], None]) -> float:
@@ -83,7 +88,8 @@ class Learner:
     def _gradients(
         self, step: int, rows: Sequence[int], builder: BatchBuilder, check: Callable[[], None]
     ) -> float:
-        self.model.train()
+        if not self.model.training:  # it walks through every module
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = builder.answer_tokens(rows)
         total = 0.0

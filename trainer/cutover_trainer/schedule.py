@@ -60,10 +60,16 @@ class Schedule:
         progress = (step - warm_up) / max(1, self.steps - warm_up)
         return peak * (FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
-    def distortion(self, step: int, row: int, wanted: Augmentation) -> Distortion:
+    def view(self, step: int, wanted: Augmentation) -> int:
+        """Number of the look that pictures have in a step."""
+        epoch = self.epoch_of(step)
+        views = views_of(wanted)
+        return epoch % views if views else epoch
+
+    def distortion(self, view: int, row: int, wanted: Augmentation) -> Distortion:
         if not wanted.enabled:
             return Distortion()
-        random = np.random.default_rng([self.seed, _AUGMENTATION, self.epoch_of(step), row])
+        random = np.random.default_rng([self.seed, _AUGMENTATION, view, row])
         rotation, brightness, contrast = random.uniform(-1, 1, 3)
         return Distortion(
             rotation_degrees=float(rotation * wanted.rotation_degrees),
@@ -74,3 +80,8 @@ class Schedule:
     def dropout_seed(self, step: int, part: int) -> int:
         """Seed of the dropout masks of one micro-batch."""
         return int(np.random.default_rng([self.seed, _DROPOUT, step, part]).integers(2**63))
+
+
+def views_of(wanted: Augmentation) -> int:
+    """How many looks a picture has in all; 0 stands for one in every epoch."""
+    return wanted.views if wanted.enabled else 1

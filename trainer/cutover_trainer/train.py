@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -21,13 +21,16 @@ from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
 from cutover_trainer.base_model import base_digest, base_folder, weights_bytes
 from cutover_trainer.batches import BatchBuilder, encode_all
 from cutover_trainer.checkpoints import Checkpoints, TrainingState
-from cutover_trainer.examples import open_prepared
+from cutover_trainer.encoding import Encoded
+from cutover_trainer.examples import Example, open_prepared
+from cutover_trainer.frozen_features import reusable
 from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.learner import Learner
+from cutover_trainer.loss_curve import label_entropy, nothing_learnt
 from cutover_trainer.manifest import digest_of, fetch_folder
 from cutover_trainer.models import adapter_layers, choose_hardware, load_base, load_encoder, with_new_adapter
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
-from cutover_trainer.schedule import Schedule
+from cutover_trainer.schedule import Schedule, views_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
@@ -35,6 +38,8 @@ SECONDS_BETWEEN_PREEMPTIONS = 7200.0
 LEAST_CHECKPOINT_SECONDS = 10.0
 VALIDATION_ROWS = 128
 CURVE_POINTS = 100
+LAST_POINTS = 5
+"""Of the curve, averaged for the verdict on it."""
 PROBED_ROWS = 16
 """The probe is the one of them on which adapter and base differ most."""
 
@@ -56,11 +61,19 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
         raise BadInput(
             "NoTargets", "fineTune.lora.targets: no layer of the base model matches; name another family"
         )
-    learner = Learner(model, hardware, schedule, spec.fine_tune, spec.dataset.augmentation)
+    augmentation = spec.dataset.augmentation
+    places = encoder.image_tokens(examples[0].size)
+    if reusable(
+        spec.base_model.family, spec.fine_tune, schedule, views_of(augmentation), places, model.config
+    ):
+        log("features", reused=True, views=views_of(augmentation))
+        training.reuse_features(model.get_base_model(), schedule, augmentation)
+    learner = Learner(model, hardware, schedule, spec.fine_tune, augmentation)
     base = base_digest(folder)
     checkpoints = Checkpoints(store, fingerprint(config, data.digest, base))
     state = checkpoints.resume(learner.parameters, learner.optimizer, learner.scaler)
     attempt = _Attempt(schedule, learner, training, validation, len(held_out), checkpoints, state, stop)
+    attempt.judge_by(examples, encoded)
     attempt.to_the_end()
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
@@ -128,6 +141,14 @@ class _Attempt:
         self._interval_seconds = checkpoint_interval_seconds(0.0)
         self._progress = ProgressReporter("train", schedule.steps)
         self._curve_every = max(1, schedule.steps // CURVE_POINTS)
+        self._answer_tokens = 1.0
+        self._entropy: float | None = None
+
+    def judge_by(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
+        """What the losses are compared with, see `loss_curve`."""
+        self._answer_tokens = sum(len(one.answer_ids) for one in encoded) / len(encoded)
+        only_labels = all(len(orjson.loads(one.answer)) == len(one.truth) for one in examples)
+        self._entropy = label_entropy([one.truth for one in examples]) if only_labels else None
 
     def to_the_end(self) -> None:
         """Raises Interrupted or BudgetExceeded after a checkpoint."""
@@ -166,11 +187,23 @@ class _Attempt:
             loss = self._learner.loss_on(self._validation, rows, self._stop.check)
             state.validation_losses.append([epoch, loss])
             log("epoch", epoch=epoch, validationLoss=round(loss, 5))
-        if epoch == 1 and len(state.losses) > 1 and state.losses[-1][1] > 0.9 * state.losses[0][1]:
-            log(
-                "warning",
-                message="the training loss has hardly fallen in the first epoch; raise fineTune.learningRate",
-            )
+        doubt = self.doubt()
+        if doubt is not None:
+            log("warning", epoch=epoch, message=doubt)
+
+    def doubt(self) -> str | None:
+        """Why the adapter is probably useless, by its losses."""
+        losses = self._state.losses
+        if len(losses) < 2:
+            return None
+        last = [loss for _, loss in losses[-LAST_POINTS:]]
+        return nothing_learnt(
+            losses[0][1],
+            sum(last) / len(last),
+            self._answer_tokens,
+            self._entropy,
+            self._learner.learning_rate,
+        )
 
     @property
     def samples_per_second(self) -> float | None:
@@ -192,6 +225,7 @@ class _Attempt:
             {
                 "loss": state.losses,
                 "validationLoss": state.validation_losses,
+                "doubt": self.doubt(),
                 "samplesPerSecond": self.samples_per_second,
                 "secondsInSteps": state.seconds,
             }
@@ -206,9 +240,17 @@ class _Attempt:
             message += f", loss {state.losses[0][1]:.3f} to {loss:.3f}"
         if rate:
             message += f", {rate:.1f} samples/s"
+        doubt = self.doubt()
+        if doubt is not None:
+            message += f"; {doubt}"
         progress = Progress(step=state.step, steps=self._schedule.steps, loss=loss, samples_per_second=rate)
         return StageResult(
-            stage="train", outcome="done", message=message, progress=progress, samples_per_second=rate
+            stage="train",
+            outcome="done",
+            reason="" if doubt is None else "LossNotFallen",
+            message=message,
+            progress=progress,
+            samples_per_second=rate,
         )
 
 

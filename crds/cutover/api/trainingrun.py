@@ -74,6 +74,9 @@ class Augmentation(ApiModel):
     """Greatest relative change of brightness."""
     contrast: Annotated[float, Field(ge=0, le=0.9)] = 0.15
     """Greatest relative change of contrast."""
+    views: Annotated[int, Field(ge=0, le=100)] = 0
+    """Distortions drawn per picture, taken in turn by the epochs: what a frozen vision tower makes of them is reckoned
+    once. 0 draws anew in every epoch."""
 
 
 class Quality(ApiModel):

@@ -2,7 +2,8 @@
 
 I/O only: it judges nothing about the numbers. Every failure becomes an `Unavailable` with the reason in words. The
 window is wider than what is needed and samples already counted are skipped by timestamp, so it does not matter that
-Prometheus 2.x includes the window's left end and 3.x does not. No `time` is sent: the server's own clock rules.
+Prometheus 2.x includes the window's left end and 3.x does not. For what is now no
+`time` is sent: the server's own clock rules.
 
 Passes come in company (the work queue rounds their times), and one query answers for all whose turn it is: the rollouts
 that ask now, and those known to ask within the next moment. So there is about one query a second however many rollouts
@@ -205,9 +206,11 @@ class Prometheus:
         now = self._clock()
         server.kept = {r: k for r, k in server.kept.items() if now - k.at <= SHARED_SECONDS}
 
-    async def _metrics(self, url: str, members: list[Asked], window_seconds: int) -> Result:
+    async def _metrics(
+        self, url: str, members: list[Asked], window_seconds: int, at: float | None = None
+    ) -> Result:
         names = {metric for one in members for metric in one.metrics}
-        answer = await self._ask(url, query_for(members, window_seconds))
+        answer = await self._ask(url, query_for(members, window_seconds), at)
         if isinstance(answer, Unavailable):
             return dict.fromkeys(names, answer)
         rows: dict[str, list[Series]] = {name: [] for name in names}
@@ -229,11 +232,20 @@ class Prometheus:
             known = server.own[selector] = (now, window_seconds, task)
         return await asyncio.shield(known[2])
 
-    async def _ask(self, url: str, query: str) -> Answer | Unavailable:
+    async def read_past(self, url: str, asked: Asked, window_seconds: int, at: float) -> Result:
+        """The samples of the `window_seconds` before a moment in the past (Unix seconds); nothing is kept or shared."""
+        url = url.rstrip("/")
+        found = dict(await self._metrics(url, [asked], window_seconds, at)) if asked.metrics else {}
+        for selector in asked.custom:
+            found[custom_key(selector)] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
+        return found
+
+    async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:
+        form = {"query": query} if at is None else {"query": query, "time": f"{at:.3f}"}
         timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
         try:
             async with self._session.post(
-                f"{url}/api/v1/query", data={"query": query}, timeout=timeout, allow_redirects=False
+                f"{url}/api/v1/query", data=form, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await response.content.read(ANSWER_LIMIT_BYTES + 1)
                 while len(body) <= ANSWER_LIMIT_BYTES and not response.content.at_eof():
@@ -259,7 +271,7 @@ class Prometheus:
         if status != 200:
             return Unavailable("HttpError", f"Prometheus at {url} answered {status}: {_error_text(body)}")
         try:
-            return _parse(body, served_at)
+            return samples_of(json.loads(body), served_at)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Unavailable(
                 "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
@@ -302,8 +314,8 @@ def _error_text(body: bytes) -> str:
         return body[:128].decode("utf-8", "replace")
 
 
-def _parse(body: bytes, served_at: float) -> Answer:
-    document: Any = json.loads(body)
+def samples_of(document: Any, served_at: float) -> Answer:
+    """The raw samples in an answer of Prometheus. Raises ValueError, KeyError, TypeError or AttributeError."""
     if document["status"] != "success":
         raise ValueError(f"status {document['status']!r}: {document.get('error', '')}")
     data = document["data"]

@@ -6,7 +6,7 @@ zero because it was not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -87,6 +87,8 @@ class Read:
     scraped_replicas: int
     requests_per_second: float | None
     control_down: bool
+    served_generation: float = 0.0
+    """The lowest route generation that a scraped gateway pod serves."""
     custom: Mapping[str, Unavailable] = field(default_factory=dict)
     """By gate: why its own counters say nothing now."""
 
@@ -133,9 +135,9 @@ def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledg
         good = {metric: answer for metric, answer in good.items() if metric not in FROM_DATABASE}
     custom = _custom_problems(answers, wish.wanted)
     if problem is not None:
-        return Read(ledger, problem, labels or problem, 0, None, False, custom)
+        return Read(ledger, problem, labels or problem, 0, None, False, custom=custom)
     replicas = good[ROUTE_GENERATION]
-    pods = merged(s for s in replicas.series if s.label("gateway") == wish.gateway)
+    pods = _fresh(merged(replicas.at(wish.gateway)), replicas)
     breaker = good.get(BREAKER_OPEN)
     requests = good[REQUESTS].of(wish.wanted.rollout)
     return Read(
@@ -147,25 +149,19 @@ def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledg
         ),
         metrics=None,
         labels=labels,
-        scraped_replicas=len(_fresh(pods, replicas)),
+        scraped_replicas=len(pods),
+        served_generation=min((max(s.samples)[1] for s in pods), default=0.0),
         requests_per_second=per_second(merged(requests)),
         control_down=breaker is not None
         and any(
             max(s.samples)[1] == 1.0
-            for s in _fresh(
-                [
-                    s
-                    for s in breaker.series
-                    if (s.label("gateway"), s.label("arm")) == (wish.gateway, "control")
-                ],
-                breaker,
-            )
+            for s in _fresh([s for s in breaker.at(wish.gateway) if s.label("arm") == "control"], breaker)
         ),
         custom=custom,
     )
 
 
-def _fresh(series: list[Series], answer: Answer) -> list[Series]:
+def _fresh(series: Sequence[Series], answer: Answer) -> list[Series]:
     limit = stale_after_seconds(scrape_interval(series))
     return [s for s in series if answer.served_at - s.newest <= limit]
 
@@ -177,7 +173,7 @@ def _metrics_problem(answers: Mapping[str, Answer | Unavailable], wish: Wish) ->
     replicas, requests = answers[ROUTE_GENERATION], answers[REQUESTS]
     assert isinstance(replicas, Answer)
     assert isinstance(requests, Answer)
-    own = [s for s in replicas.series if s.label("gateway") == wish.gateway]
+    own = replicas.at(wish.gateway)
     if not own:
         return Unavailable(
             "NoSeries",
@@ -223,10 +219,10 @@ def _custom_problem(answer: Answer | Unavailable | None, part: str, selector: st
         return Unavailable(
             "NoSeries", f"{part}: Prometheus knows no series {selector}; export it from zero on"
         )
-    fresh = _fresh(list(answer.series), answer)
+    fresh = _fresh(answer.series, answer)
     if not fresh:
         return Unavailable(
-            "Stale", f"{part}: the newest sample of {selector} is from {_clock(list(answer.series))}"
+            "Stale", f"{part}: the newest sample of {selector} is from {_clock(answer.series)}"
         )
     if not all(_usable_newest(s) for s in fresh):
         return Unavailable(
@@ -235,7 +231,7 @@ def _custom_problem(answer: Answer | Unavailable | None, part: str, selector: st
     return None
 
 
-def _clock(series: list[Series]) -> str:
+def _clock(series: Sequence[Series]) -> str:
     return timestamp(datetime.fromtimestamp(max(s.newest for s in series), UTC))
 
 

@@ -62,14 +62,20 @@ class Answer:
     served_at: float
     """Prometheus's clock when it answered."""
     _by_rollout: dict[str, list[Series]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _by_gateway: dict[str, list[Series]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for one in self.series:
             self._by_rollout.setdefault(one.label("rollout"), []).append(one)
+            self._by_gateway.setdefault(one.label("gateway"), []).append(one)
 
     def of(self, rollout: str) -> Sequence[Series]:
         """The series of one rollout; the index is made once for all rollouts that share the answer."""
         return self._by_rollout.get(rollout, ())
+
+    def at(self, gateway: str) -> Sequence[Series]:
+        """The series of one gateway."""
+        return self._by_gateway.get(gateway, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +159,10 @@ def increments(
     """The steps of a counter after `last` as (time, events added, was a reset). Without `last` the series is new and
     counts from 0: every series carries the rollout's own label, so nothing in it is older than the rollout.
     `restarts`: times of samples that are known to be the first of a new process, whatever their value."""
-    for at, value in sorted(dict(samples).items()):
-        if (last is not None and at <= last[0]) or not usable(value):
+    counted_until = -math.inf if last is None else last[0]
+    # A window holds many samples that were counted before; they are the first to go.
+    for at, value in sorted({at: value for at, value in samples if at > counted_until}.items()):
+        if not usable(value):
             continue
         before = last[1] if last is not None else 0.0
         reset = value < before or (last is not None and at in restarts)
@@ -164,11 +172,12 @@ def increments(
 
 def growth(samples: Sequence[Sample], last: Sample | None, restarts: Container[float] = ()) -> Growth:
     """The sum of a counter's increments, the sample to go on from, and what was odd about it."""
+    counted_until = -math.inf if last is None else last[0]
+    newer = [s for s in samples if s[0] > counted_until]
     added, resets = 0.0, 0
-    for _, step, reset in increments(samples, last, restarts):
+    for _, step, reset in increments(newer, last, restarts):
         added += step
         resets += reset
-    newer = [s for s in samples if last is None or s[0] > last[0]]
     good = [s for s in newer if usable(s[1])]
     return Growth(added, max(good, default=last), resets, len(newer) - len(good))
 

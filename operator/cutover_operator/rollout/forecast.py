@@ -13,13 +13,17 @@ from typing import Literal
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
-from cutover_operator.evidence.ledger import Ledger, Totals, edge_key, minus
+from cutover_operator.evidence.ledger import HOUR_SECONDS, Ledger, Totals, edge_key, minus
+from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.counts import answered, label_counts, shadow_counts
 from cutover_operator.rollout.gates import SLOW_SHARE, NamedGate
 from cutover_operator.rollout.verdict import Bench, Verdict, judge
 
 HORIZON_SECONDS = 90 * 86_400.0
 """Nothing is foretold beyond it."""
+LABELLED = ("labels/", "satisfaction/", "doubles/", "pairs/", "pool/", "weight/")
+"""Totals that come from people and from the database."""
+HOURS_AVERAGED = 24
 STEADY_SECONDS = 600.0
 """A pace is taken over at least this long where the evidence reaches back so far."""
 STEP_SECONDS = 60.0
@@ -45,6 +49,8 @@ class Forecast:
     """Until the first label can come due; 0 when some have."""
     assumed: str = ""
     """On which assumption, when there is no evidence yet."""
+    why: str = ""
+    """Why nothing can be foretold, when that is not the pace."""
 
 
 def forecast(spec: ModelRolloutSpec, step: int, ledger: Ledger, gate: NamedGate, weight: int) -> Forecast:
@@ -60,6 +66,9 @@ def forecast(spec: ModelRolloutSpec, step: int, ledger: Ledger, gate: NamedGate,
     if now.verdict in ("pass", "fail"):
         settled: Literal["pass", "fail"] = "pass" if now.verdict == "pass" else "fail"
         return Forecast(gate, now, unit, per_hour, settled, 0.0, 0.0)
+    if _bets_hourly(spec, gate) and not ledger.closed_hours():
+        why = "it is judged once per closed hour, and none is closed yet"
+        return Forecast(gate, now, unit, per_hour, None, None, None, first, assumed, why)
     if per_hour <= 0:
         return Forecast(gate, now, unit, 0.0, None, None, None, first, assumed)
 
@@ -84,10 +93,7 @@ def pace(ledger: Ledger, step: int) -> dict[str, float]:
         own = None
     labels = whole if steady is None else _rate(ledger.totals, steady.totals, at - steady.at)
     answers = whole if own is None else _rate(ledger.totals, own.totals, at - own.at)
-    return {
-        key: (labels if key.startswith(("labels/", "satisfaction/")) else answers).get(key, 0.0)
-        for key in ledger.totals
-    }
+    return {key: (labels if key.startswith(LABELLED) else answers).get(key, 0.0) for key in ledger.totals}
 
 
 def requests_missing(spec: ModelRolloutSpec, step: int, ledger: Ledger) -> tuple[float, float]:
@@ -108,7 +114,25 @@ def _rate(totals: Totals, earlier: Totals, seconds: float) -> dict[str, float]:
 
 def _grown(ledger: Ledger, rates: Mapping[str, float], seconds: float) -> Ledger:
     keys = {*ledger.totals, *rates}
-    return replace(ledger, totals={key: ledger.total(key) + rates.get(key, 0.0) * seconds for key in keys})
+    closed = ledger.closed_hours()[-HOURS_AVERAGED:]
+    hours = dict(ledger.hours)
+    if closed:
+        counted = {key for _, row in closed for key in row}
+        average = {key: sum(row.get(key, 0.0) for _, row in closed) / len(closed) for key in counted}
+        begin = ledger.first_open_hour
+        hours |= {begin + n: average for n in range(int(seconds // HOUR_SECONDS))}
+    return replace(
+        ledger,
+        totals={key: ledger.total(key) + rates.get(key, 0.0) * seconds for key in keys},
+        hours=hours,
+        labels_until=ledger.labels_until + seconds,
+    )
+
+
+def _bets_hourly(spec: ModelRolloutSpec, gate: NamedGate) -> bool:
+    """Whether a gate's verdict moves once per closed hour instead of with every count."""
+    paired = gate.gate.margin is not None and has_pairs(spec)
+    return gate.metric == "accuracy" and (by_stratum(spec) or paired)
 
 
 def _first_time(verdict_after: Callable[[float], str]) -> float | None:

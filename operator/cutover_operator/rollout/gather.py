@@ -36,8 +36,8 @@ from cutover_operator.port import (
     PODS,
     SERVICES,
     TRAINING_RUNS,
-    Kube,
     Object,
+    Reader,
 )
 from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.candidate import short_name
@@ -68,7 +68,7 @@ class Watchtower:
 
     def __init__(
         self,
-        kube: Kube,
+        kube: Reader,
         samples: Samples,
         gateways: Gateways,
         site: Site,
@@ -188,7 +188,7 @@ class Watchtower:
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
-        wish = _wish(owner, spec, stored, url)
+        wish = wish_of(owner, spec, stored, url)
         base, age = stored, now.timestamp() - (stored.written_at or stored.started_at)
         at, known = self._clock(), self._counted.get(_place(owner))
         if known is not None and (known.stored, known.wish) == (stored, wish):
@@ -204,6 +204,7 @@ class Watchtower:
             labels=read.labels,
             scraped_replicas=read.scraped_replicas,
             requests_per_second=read.requests_per_second,
+            served_generation=read.served_generation,
             control_down=read.control_down,
             custom=read.custom,
         )
@@ -216,7 +217,8 @@ def _place(owner: Owner) -> str:
     return f"{owner.namespace}/{owner.name}"
 
 
-def _wish(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
+def wish_of(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> Wish:
+    """What the evidence of a rollout is read by."""
     custom = tuple(
         (g.name, g.gate.bad, g.gate.total)
         for g in named_gates(spec)

@@ -1,8 +1,8 @@
 """What was last seen of each rollout, so that a look at which nothing happens costs no read of the cluster.
 
-A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for two minutes
-at most. Only its evidence is read anew. It can decide nothing but "nothing to do": before anything is written everything
-is looked at again. Kept as text: as objects hundreds of worlds would take ten times the room.
+A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for five minutes
+at most. Only its evidence is read anew. It can decide nothing but "nothing to do" and the routine checkpoint, which is
+compare-and-swap: before anything else is written everything is looked at again. Kept as text: as objects hundreds of worlds would take ten times the room.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from cutover_operator.evidence.ledger import LedgerError
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
 from cutover_operator.plan import Key
 from cutover_operator.port import Object
+from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import Evidence, Unreadable, World
 
-LOOK_SECONDS = 120.0
+LOOK_SECONDS = 300.0
 """What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
-OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods")
+OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods", "report_map")
 
 
 class Evident(Protocol):
@@ -57,7 +58,11 @@ class _Remembered:
             known_gateways=world.known_gateways,
             rollouts=world.rollouts,
             gateways=world.gateways,
-            evidence=Evidence(stored=seen.stored, scraped_replicas=seen.scraped_replicas),
+            evidence=Evidence(
+                stored=seen.stored,
+                config_map=_address(seen.config_map),
+                scraped_replicas=seen.scraped_replicas,
+            ),
         )
         return cls(rest, json.dumps([getattr(world, name) for name in OBJECTS]), gateway, good_until)
 
@@ -73,6 +78,13 @@ class _Remembered:
             gateway=GatewayConfig.model_validate_json(self.gateway),
             route=read_route(objects["route_map"]),
         )
+
+
+def _address(config_map: Object | None) -> Object | None:
+    """What a compare-and-swap needs of it."""
+    if config_map is None:
+        return None
+    return {"metadata": {name: config_map["metadata"].get(name) for name in ("uid", "resourceVersion")}}
 
 
 class Memory:
@@ -120,8 +132,11 @@ class Memory:
         evidence = await self._evident.evidence(world, now)
         if self._worlds.get(key) is not known:
             return None
-        if evidence.scraped_replicas != known.rest.evidence.scraped_replicas:
-            # Gateway pods came or went.
+        if evidence.metrics is None and (
+            evidence.scraped_replicas != known.rest.evidence.scraped_replicas
+            or evidence.served_generation < world.status.route_generation
+        ):
+            # Gateway pods came or went, or one of them serves an old route.
             return None
         return replace(world, evidence=evidence)
 
@@ -134,6 +149,8 @@ def _with(world: World, obj: Object) -> World:
     if metadata["name"] == ledger_name(world.name):
         stored = from_config_map(obj, world.uid)
         return replace(world, evidence=replace(world.evidence, stored=stored, config_map=obj))
+    if metadata["name"] == report_name(world.name):
+        return replace(world, report_map=obj)
     return world
 
 

@@ -55,6 +55,8 @@ class Evidence:
     labels: Unavailable | None = None
     scraped_replicas: int = 0
     requests_per_second: float | None = None
+    served_generation: float = 0.0
+    """The lowest route generation that a scraped gateway pod said it serves."""
     control_down: bool = False
     """A gateway's breaker for the control is open."""
     custom: Mapping[str, Unavailable] = field(default_factory=dict)

@@ -62,7 +62,18 @@ class Books:
     # ------------------------------------------------------------ marks
     def mark(self, who: Mask, at: float, step: Ints | None = None) -> None:
         """A new epoch; with `step` (one per run), the entry of that step."""
-        self._make_room(who)
+        self._append(who, at, step)
+        self._give_up(who)
+
+    def incident(self, who: Mask, at: float) -> None:
+        """Judge errors and latency anew from here, as part of the present step."""
+        self._append(who, at, self.step.max(axis=0))
+        self.fresh_from = np.where(who, self.newest, self.fresh_from)
+        self.incidents = self.incidents + who
+
+    def _append(self, who: Mask, at: float, step: Ints | None) -> None:
+        if self.used.max() >= len(self.k):
+            self._grow()
         runs = np.flatnonzero(who)
         slot = self.used[runs]
         self.marks[slot, :, runs] = self.totals[:, runs].T
@@ -70,12 +81,6 @@ class Books:
         self.at[slot, runs] = at
         self.step[slot, runs] = NO_STEP if step is None else step[runs]
         self.used[runs] += 1
-
-    def incident(self, who: Mask, at: float) -> None:
-        """Judge errors and latency anew from here, as part of the present step."""
-        self.mark(who, at, self.step.max(axis=0))
-        self.fresh_from = np.where(who, self.newest, self.fresh_from)
-        self.incidents = self.incidents + who
 
     def roll_incident(self, who: Mask, at: float) -> None:
         """The incident lasts: its mark moves to now."""
@@ -104,17 +109,27 @@ class Books:
     def oldest_at(self) -> Floats:
         return np.asarray(np.where(self.k > 0, self.at, np.inf).min(axis=0))
 
-    def _make_room(self, who: Mask) -> None:
-        """Give up the oldest mark that neither a step nor the tests' beginning needs, where all slots are taken."""
-        for run in np.flatnonzero(who & (self.used >= MARKS_KEPT)):
+    def _grow(self) -> None:
+        more = len(self.k)
+        self.marks = np.concatenate([self.marks, np.zeros_like(self.marks)])
+        self.k = np.concatenate([self.k, np.zeros_like(self.k)])
+        self.at = np.concatenate([self.at, np.full_like(self.at[:more], -np.inf)])
+        self.step = np.concatenate([self.step, np.full_like(self.step[:more], NO_STEP)])
+
+    def _give_up(self, who: Mask) -> None:
+        """Forget the oldest mark that neither a step nor the tests' beginning needs, where too many are kept."""
+        for run in np.flatnonzero(who & (self.used > MARKS_KEPT)):
             k, step = self.k[:, run], self.step[:, run]
-            spare = (k != 1) & (k != self.fresh_from[run]) & ((step == NO_STEP) | (step != step.max()))
-            drop = int(np.argmax(spare)) if spare.any() else 0
-            order = [*(i for i in range(MARKS_KEPT) if i != drop), drop]
+            needed = (k == 0) | (k == 1) | (k == self.fresh_from[run]) | (k == k.max())
+            needed |= (step == step.max()) & (step != NO_STEP)
+            if needed.all():
+                continue
+            drop = int(np.argmin(needed))
+            order = [*(i for i in range(len(k)) if i != drop), drop]
             for array in (self.k, self.at, self.step):
                 array[:, run] = array[order, run]
             self.marks[:, :, run] = self.marks[order, :, run]
-            self.k[-1, run] = 0
+            self.k[-1, run], self.at[-1, run], self.step[-1, run] = 0, -np.inf, NO_STEP
             self.used[run] -= 1
 
     # ------------------------------------------------------------ reading, for the runs in `who` (indices)

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import signal
-import socket
-from collections.abc import Iterator
 
 import aiohttp
-import uvicorn
-from starlette.applications import Starlette
 
 from cutover.fetch import FetchPolicy, guarded_session
 from cutover.route import Route
@@ -27,6 +24,7 @@ from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.breakers import Breakers
 from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.exchange import Exchange
+from cutover_server.gateway.http_server import Server
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
 from cutover_server.gateway.route_board import RouteBoard
@@ -40,22 +38,7 @@ log = logging.getLogger(__name__)
 _FIRST_ROUTE_SECONDS = 5.0
 """How long readiness waits to hear the route's source; then the cached or idle route will do."""
 _DELIVERY_SECONDS = 5.0
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the process, which two servers share, and tells when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_OBJECTS_BEFORE_COLLECTION = 20_000
 
 
 async def serve_until_told(settings: Settings) -> None:
@@ -144,8 +127,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             pod=settings.pod,
             refresh_gauges=lambda: metrics.spool_records.set(sender.waiting_records()),
         )
-        app_server = _server(faces.for_callers(), settings.host, settings.port_app, settings.drain_seconds)
-        ops_server = _server(faces.for_operations(), settings.host, settings.port_ops, 1.0)
+        app_server = Server(faces.for_callers(), settings.host, settings.port_app, settings.drain_seconds)
+        ops_server = Server(faces.for_operations(), settings.host, settings.port_ops, 1.0)
 
         ops = asyncio.create_task(ops_server.serve())
         watching = asyncio.create_task(watch.run())
@@ -154,6 +137,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
         app = asyncio.create_task(app_server.serve())
         await app_server.listening.wait()
+        # What is there now stays; what a request leaves behind is freed by counting, so cycles are looked for seldom.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_BEFORE_COLLECTION, 10, 20)
         faces.ready = True
         log.info("gateway %s serves on port %d", settings.gateway, settings.port_app)
 
@@ -191,24 +178,4 @@ def _watch(
         settings.route_config_map or "",
         board.take,
         random.SystemRandom().random,
-    )
-
-
-def _server(app: Starlette, host: str, port: int, drain_seconds: float) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http="httptools",
-            loop="uvloop",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            backlog=2048,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(drain_seconds) or 1,
-        )
     )

@@ -119,7 +119,7 @@ class Kayenta:
         due = h.tick - h.entered >= self.points
         worse = np.zeros(len(h.step), bool)
         for run in np.flatnonzero(due):
-            n, e, right, wrong, n0, e0, right0, wrong0 = h.series(run, self.points)
+            n, e, right, wrong, n0, e0, right0, wrong0 = h.series(int(run), self.points)
             worse[run] = shifted(_ratios(e, n), _ratios(e0, n0), 1) or shifted(
                 _ratios(right, right + wrong), _ratios(right0, right0 + wrong0), -1
             )

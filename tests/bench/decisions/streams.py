@@ -55,7 +55,7 @@ def _errors(bad: Floats, good: Floats) -> Judged:
         Counts(bad[None], good[None]),
         None,
         nothing,
-        Segments(nothing, nothing),
+        lambda: Segments(nothing, nothing),
         limit=0.05,
         floor=0.05,
         fail_alpha=RISK,
@@ -237,7 +237,7 @@ def _strata(report: Report) -> None:
     alarms = []
     for side in (-1, 1):
         for rate, size in ((0.05, 20), (0.05, 720), (0.2, 720)):
-            hit = np.isfinite(stratified(0.90, 0.9, side, runs, 3000, rate, size, SEED + 4))  # type: ignore[arg-type]
+            hit = np.isfinite(stratified(0.90, 0.9, side, runs, 3000, rate, size, SEED + 4))
             alarms.append(("certify" if side > 0 else "catch", rate, size, share(float(hit.mean()), runs)))
             name = f"strata: false {'pass' if side > 0 else 'fail'} at the limit, rate {rate:g}, cohorts of {size}"
             report.goal(name, float(hit.mean()), at_most=tolerated(runs))
@@ -384,7 +384,7 @@ def _routing(report: Report) -> None:
                     right, wrong = drawn(labels)
                     routing = choose_threshold(
                         edges, right, wrong, np.zeros(50), floor=0.9, risk=RISK, looks=looks
-                    )  # type: ignore[arg-type]
+                    )
                     kept.append(routing.kept_share)
                     auroc.append(routing.auroc)
                     none += routing.threshold is None

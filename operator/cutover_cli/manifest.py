@@ -1,0 +1,70 @@
+"""Reads a ModelRollout from a manifest, as `kubectl apply -f` would get it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
+from cutover.contract import FIELD_OVERALL
+from cutover.task import Task
+from cutover_cli.errors import Refused
+from cutover_operator.rollout.gates import mistakes
+
+
+class ManifestError(Refused):
+    """The manifest cannot be used; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    name: str
+    uid: str
+    """Empty unless the manifest was read back from a cluster."""
+    spec: ModelRolloutSpec
+
+
+def read_manifest(path: str, name: str = "") -> Manifest:
+    """The one ModelRollout in a file (`-` is standard input), or the one called `name`. Raises ManifestError."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        documents = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ManifestError(f"{path}: {str(error).splitlines()[0]}") from None
+    found = [d for d in documents if d.get("kind") == ModelRollout.kind_name]
+    named = [d for d in found if not name or _meta(d).get("name") == name]
+    if len(named) != 1:
+        listed = ", ".join(str(_meta(d).get("name")) for d in found) or "none"
+        raise ManifestError(
+            f"{path}: wanted one ModelRollout{f' called {name}' if name else ''}; it has {listed}"
+        )
+    meta = _meta(named[0])
+    try:
+        spec = ModelRolloutSpec.model_validate(named[0].get("spec") or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ManifestError(f"{path}: spec.{where}: {first['msg']}") from None
+    wrong = mistakes(spec, task_of(spec))
+    if wrong is not None:
+        raise ManifestError(f"{path}: {wrong[0]}: {wrong[1]}")
+    return Manifest(str(meta.get("name") or "rollout"), str(meta.get("uid") or ""), spec)
+
+
+def task_of(spec: ModelRolloutSpec) -> Task:
+    """A task that scores every field the gates name: the manifest does not say which task its gateway serves."""
+    fields = sorted({g.field for g in spec.gates if g.field and g.field != FIELD_OVERALL})[:16] or ["answer"]
+    schema = {"type": "object", "properties": {field: {"enum": ["-"]} for field in fields}}
+    return Task.model_validate(
+        {"name": "any", "systemPrompt": "", "userPrompt": "", "answerSchema": schema, "scoredFields": fields}
+    )
+
+
+def _meta(document: dict[str, Any]) -> dict[str, Any]:
+    meta = document.get("metadata")
+    return meta if isinstance(meta, dict) else {}

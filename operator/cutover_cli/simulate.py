@@ -1,0 +1,48 @@
+"""`kubectl cutover simulate`: what would become of a rollout, before it matters."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from cutover_cli.errors import Refused
+from cutover_cli.manifest import read_manifest
+from cutover_cli.simulation_view import picture, view
+from cutover_cli.worlds import Assumptions, horizon_of, label_rate_of, tell, tick_of
+from cutover_operator.rollout.gates import cost_limit
+
+
+class PictureError(Refused):
+    """The picture cannot be written."""
+
+
+def run_simulate(options: argparse.Namespace, words: Sequence[str], out: TextIO) -> int:
+    """`words` is the command line, named in the picture. Raises ManifestError or PictureError."""
+    manifest = read_manifest(options.file, options.name)
+    spec = manifest.spec
+    horizon = options.horizon or horizon_of(spec)
+    limit = cost_limit(spec)
+    assumed = Assumptions(
+        rps=options.rps,
+        label_rate=label_rate_of(spec, options.rps) if options.label_rate is None else options.label_rate,
+        error_rate=options.error_rate,
+        latency_p95_seconds=options.latency_p95,
+        control_accuracy=options.control_accuracy,
+        control_error_rate=options.control_error_rate,
+        cost_usd=options.cost if options.cost is not None else (limit or 0.01) / 2,
+        tick_seconds=options.tick or tick_of(spec, horizon),
+        horizon_seconds=horizon,
+    )
+    stories = [tell(spec, assumed, accuracy, options.runs, options.seed) for accuracy in options.accuracy]
+    print(view(manifest.name, spec, assumed, stories, options.seed), file=out)
+    if options.picture:
+        command = "kubectl cutover " + shlex.join(words)
+        try:
+            Path(options.picture).write_text(picture(manifest.name, spec, stories, command), encoding="utf-8")
+        except OSError as error:
+            raise PictureError(f"{options.picture}: {error.strerror}") from None
+        print(f"\nPicture: {options.picture}", file=out)
+    return 0

@@ -1,0 +1,214 @@
+"""`simulate` as a process would see it: a table that says what it assumed, and pictures that are well-formed."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutover.api.modelrollout import ModelRolloutSpec
+from cutover_cli.arguments import parser
+from cutover_cli.chart import HEIGHT, WIDTH, Axis, Line, line_chart
+from cutover_cli.main import main
+from cutover_cli.manifest import read_manifest
+from cutover_cli.worlds import Assumptions, label_rate_of, limit_of, slow_share, tick_of
+from fakes.rollout_town import rollout_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = str(ROOT / "examples/building-damage/modelrollout.yaml")
+PAGE = ROOT / "docs/decisions-explained.md"
+SVG = "{http://www.w3.org/2000/svg}"
+QUICK = ("--rps", "0.2", "--runs", "12", "--tick", "4h")
+
+
+def simulated(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    assert main(["simulate", "-f", EXAMPLE, *words]) == code
+    caught = capsys.readouterr()
+    return caught.out if code == 0 else caught.err
+
+
+def row(text: str, title: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(title))
+
+
+def test_a_good_and_a_bad_candidate_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    text = simulated(capsys, "--accuracy", "0.97", "0.7", *QUICK)
+    assert "12 runs each, seed 1, a look every 4h" in text
+    assert row(text, "promoted").split()[1:] == ["100.0", "%", "0.0", "%"]
+    assert row(text, "rolled back").split()[2:] == ["0.0", "%", "100.0", "%"]
+    assert "accuracy-damagetype 100 %" in row(text, "stopped by")
+    assert "labels to certify" in row(text, "information limit")
+    assert "labels to catch" in row(text, "information limit")
+    assert text.count("STEP ") == 2
+    bad = text[text.index("Steps at accuracy 0.7") :]
+    assert row(bad, "weight 50%").split()[2:5] == ["0", "%", "-"]
+
+
+def test_the_same_seed_gives_the_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, other = (
+        simulated(capsys, "--accuracy", "0.93", *QUICK, "--seed", seed) for seed in ("3", "3", "4")
+    )
+    assert one == two != other
+
+
+def test_many_candidates_have_a_line_each_and_a_power_curve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "power.svg"
+    words = ("--accuracy", "0.8", "0.9", "0.95", "0.97", *QUICK, "--picture", str(picture))
+    lines = simulated(capsys, *words).splitlines()
+    assert [line.split()[0] for line in lines if re.match(r"0\.\d", line)] == ["0.8", "0.9", "0.95", "0.97"]
+    root = ElementTree.parse(picture).getroot()
+    names = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"promoted", "rolled back", "undecided"} <= set(names)
+    words_of_it = root.findtext(f"{SVG}desc") or ""
+    assert "0.97: 100 % promoted" in words_of_it
+    assert "kubectl cutover simulate" in words_of_it
+
+
+def test_one_candidate_is_drawn_over_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "time.svg"
+    simulated(capsys, "--accuracy", "0.97", *QUICK, "--picture", str(picture))
+    names = [text.text for text in ElementTree.parse(picture).getroot().iter(f"{SVG}text")]
+    assert "promoted 100 %" in names
+    assert "hours since the first step" in names
+
+
+def test_failing_requests_stop_it_without_a_label(capsys: pytest.CaptureFixture[str]) -> None:
+    text = simulated(capsys, "--accuracy", "0.97", "--error-rate", "0.4", *QUICK)
+    assert row(text, "rolled back").split()[2] == "100.0"
+    assert "errorrate" in row(text, "stopped by")
+
+
+def test_slow_answers_stop_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = simulated(capsys, "--accuracy", "0.97", "--latency-p95", "6", *QUICK)
+    assert "latency" in row(text, "stopped by")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--accuracy", "93"], "not a share between 0 and 1"),
+        (["--accuracy", "0.9", "--rps", "0"], "not greater than 0"),
+        (["--accuracy", "0.9", "--runs", "0"], "not between 1 and 10000"),
+        ([], "--accuracy"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", "-f", EXAMPLE, *words])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, said in (
+        ("kind: Other", "it has none"),
+        ("a: [", "rollout.yaml"),
+        ("kind: ModelRollout\nspec: {gatewayRef: a}", "spec.candidate"),
+    ):
+        path = tmp_path / "rollout.yaml"
+        path.write_text(content)
+        assert main(["simulate", "-f", str(path), "--accuracy", "0.9"]) == 1
+        assert said in capsys.readouterr().err
+    nowhere = str(tmp_path / "none" / "p.svg")
+    assert "No such file" in simulated(capsys, "--accuracy", "0.97", *QUICK, "--picture", nowhere, code=1)
+
+
+# ---------------------------------------------------------------- what is assumed
+def spec(**changes: object) -> ModelRolloutSpec:
+    return ModelRolloutSpec.model_validate(rollout_spec(**changes))
+
+
+def test_a_p95_at_the_limit_is_five_percent_slower_than_it() -> None:
+    assert slow_share(spec(), 2.0) == pytest.approx(0.05)
+    assert slow_share(spec(), 1.2) < 0.01 < 0.2 < slow_share(spec(), 4.0)
+
+
+def test_labels_follow_the_budget_and_ticks_the_steps() -> None:
+    budget = spec(analysis={"interval": "10s", "labels": {"perHour": 60}})
+    assert label_rate_of(budget, 0.2) == pytest.approx(60 / 720)
+    assert label_rate_of(budget, 0.001) == 1.0
+    assert tick_of(budget, 3600.0) == 10.0
+    example = read_manifest(EXAMPLE).spec
+    assert tick_of(example, 14 * 86_400.0) == 600.0
+
+
+def test_the_information_limit_is_walds() -> None:
+    assumed = Assumptions(2.0, 0.05, 0.0, None, 0.92, 0.02, 0.005, 600.0, 86_400.0)
+    steps = [{"shadow": 100}, {"weight": 100}]
+    rollout = spec(steps=steps, analysis={"labels": {"deadline": "2h"}})
+    found = limit_of(rollout, assumed, 0.93)
+    assert found is not None
+    assert (found.kind, round(found.labels)) == ("certify", 542)
+    assert found.hours == pytest.approx(542 / 360 + 2, abs=0.01)
+    assert limit_of(rollout, assumed, 0.90) is None
+    worse = limit_of(rollout, assumed, 0.85)
+    assert worse is not None
+    assert worse.kind == "catch"
+
+
+# ---------------------------------------------------------------- pictures
+@given(
+    st.lists(st.tuples(st.floats(-10, 10), st.floats(-50, 150)), min_size=1, max_size=20),
+    st.text("ab<&>\"'é", min_size=1, max_size=8),
+)
+def test_any_line_stays_inside_a_well_formed_picture(points: list[tuple[float, float]], name: str) -> None:
+    lines = [Line(name, sorted(points), stairs) for stairs in (True, False)]
+    text = line_chart(name, Axis("x", 0.0, 1.0), Axis("y", 0.0, 100.0), lines, name, marker=0.5)
+    root = ElementTree.fromstring(text)
+    assert root.findtext(f"{SVG}title") == name
+    for path in root.iter(f"{SVG}path"):
+        for at_x, at_y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path.get("d") or ""):
+            assert 0 <= float(at_x) <= WIDTH
+            assert 0 <= float(at_y) <= HEIGHT
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
+    ticks = Axis("x", low, low + width).ticks
+    assert 2 <= len(ticks) <= 8
+    assert all(low - 1e-6 * width <= t <= low + width * (1 + 1e-6) for t in ticks)
+    assert math.isfinite(sum(ticks))
+
+
+# ---------------------------------------------------------------- the page
+def shown() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("kubectl cutover ")]
+    return [shlex.split(line)[2:] for line in lines]
+
+
+def test_the_page_shows_commands_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With few runs and far looks, and the pictures elsewhere."""
+    monkeypatch.chdir(ROOT)
+    commands = shown()
+    assert len(commands) >= 4
+    for command in commands:
+        assert command[0] == "simulate"
+        quick = [*command, "--runs", "2", "--tick", "8h"]
+        if "--picture" in command:
+            quick += ["--picture", str(tmp_path / "picture.svg")]
+        assert main(quick) == 0
+        assert "information limit" in capsys.readouterr().out.lower()
+
+
+def test_the_pages_pictures_were_made_by_the_commands_beside_them() -> None:
+    named = {parser().parse_args(command).picture: shlex.join(command) for command in shown()}
+    pictures = {path: command for path, command in named.items() if path}
+    assert len(pictures) == 3
+    assert {ROOT / path for path in pictures} == set((ROOT / "docs/pictures").glob("*.svg"))
+    for path, command in pictures.items():
+        assert Path(path).name in PAGE.read_text().split(command, 1)[1]
+        words = ElementTree.parse(ROOT / path).getroot().findtext(f"{SVG}desc") or ""
+        assert words.endswith(f"Made by: kubectl cutover {command}")
