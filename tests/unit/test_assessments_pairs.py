@@ -31,6 +31,7 @@ from cutover_server.assessments.schema import (
     weight_totals,
 )
 from fakes.assessments_service import START, TASK, MovableClock, answer, new_settings, record, running
+from fakes.postgres_server import new_database
 
 TASKS = {TASK.name: TASK}
 
@@ -129,6 +130,29 @@ async def test_a_draw_by_stratum_holds_in_any_order_of_delivery(
     async with database.read() as connection:
         row = (await connection.execute(select(assessments))).one()
     assert (row.sampled, row.stratum, row.sampling_probability) == (True, "disagree", 0.4)
+
+
+async def test_postgresql_draws_and_counts_alike() -> None:
+    database = Database(new_database()[1])
+    await database.migrate()
+    drawn = shadow("r0", "leak", pooled=True, sampled=True, stratum="disagree", samplingProbability=0.4)
+    await take(database, {"shadows": [drawn]}, START)
+    undrawn = shadow("r1", pooled=True, stratum="agree", samplingProbability=0.25)
+    records = [record(f"r{n}", sampled=False, labellers=2) for n in range(2)]
+    await take(database, {"records": records, "shadows": [undrawn]}, START)
+    for labeller in ("ann", "bob"):
+        offered = await list_assessments(
+            database, status="toLabel", limit=9, cursor="", now=START + 1, blind=True, reader=labeller
+        )
+        assert [row["id"] for row in offered.rows] == ["r0"]
+        await label(database, "r0", labeller, "leak")
+    assert await queue_length(database, START + 1) == 0
+    assert await mature(database, TASKS, START + 101) == 2
+    assert await totals(database, pool_totals) == {("mine", "disagree"): 1, ("mine", "agree"): 1}
+    assert await totals(database, weight_totals) == {("mine", "disagree"): 2.5}
+    assert (await totals(database, double_totals))["overall", "same"] == 1
+    assert (await totals(database, pair_totals))["mine", "damageType", "candidate"] == 1
+    await database.close()
 
 
 async def test_a_draw_that_comes_too_late_is_none(database: Database) -> None:
