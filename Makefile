@@ -23,6 +23,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 
@@ -37,6 +38,28 @@ unit api chart-test node: setup ## One tier (chart-test for the chart's)
 .PHONY: bench-decisions
 bench-decisions: setup ## The decisions in simulated rollouts beside other tools' (RUNS=50 for a quick look)
 	$(RUN)/python -m bench.decisions --runs $${RUNS:-300}
+
+.PHONY: bench-train
+bench-train: setup build/trl/.installed ## Samples per second and loss of training beside TRL's SFTTrainer
+	$(RUN)/python -m bench.train_speed
+
+build/trl/.installed: ## TRL beside the project's own packages, for the bench alone
+	$(RUN)/python -m ensurepip --upgrade >/dev/null
+	$(RUN)/python -m pip install --quiet --target build/trl --no-deps \
+	  trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill==0.4.1 xxhash==4.1.0
+	@touch $@
+
+.PHONY: bench-prepare
+bench-prepare: setup ## 10,000 assessments through the stage prepare: time, memory, progress
+	$(RUN)/python -m bench.train_prepare
+
+.PHONY: bench-damage
+bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kinds of adapter (half an hour)
+	$(RUN)/python -m bench.train_damage
+
+.PHONY: soak-interrupt
+soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
+	$(RUN)/python -m soak.interrupt
 
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node
@@ -63,6 +86,7 @@ crds: setup ## Generate crds/*.yaml from the models, and the chart's copies
 	$(RUN)/python -m cutover.api.crdgen crds
 	$(RUN)/python charts/sync_crds.py
 	$(RUN)/python -m cutover.api.reference docs/resources.md
+	$(RUN)/python -m cutover.metrics_reference docs/gateway.md
 
 .PHONY: lock
 lock: ## Lock the dependencies anew, and what each image installs
@@ -76,6 +100,10 @@ chart: crds ## Package the chart into build/
 .PHONY: bench-scale
 bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus, beside Argo Rollouts' figures
 	$(RUN)/python -m bench.scale
+
+.PHONY: bench-gateway
+bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and LiteLLM; ROUNDS, REQUESTS
+	$(RUN)/python -m bench.gateway --rounds $(or $(ROUNDS),3) --requests $(or $(REQUESTS),100000)
 
 .PHONY: soak-outage
 soak-outage: setup ## Prometheus away at every step of a rollout on the node; nothing lost, nothing twice

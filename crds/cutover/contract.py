@@ -92,7 +92,7 @@ LABEL_CONFIDENCE = "cutover_label_confidence_total"
 """Counter {rollout, version, field, bin, result}: matured requests by the confidence of the candidate's valid answer,
 whether it was kept, deferred or mirrored; result as for the labels."""
 LABEL_PROBABILITY = "cutover_label_sampling_probability"
-"""Gauge {gateway, rollout, stratum}."""
+"""Gauge {gateway, rollout, stratum}: share of requests that people are asked to label."""
 LABEL_CORRECTIONS = "cutover_label_corrections_total"
 """Counter {rollout, arm, version}: labels changed after they had matured."""
 SATISFACTION = "cutover_satisfaction_total"

@@ -69,6 +69,7 @@ def _head(meta: Object, spec: Object, status: ModelRolloutStatus, now: datetime)
         ("Candidate", status.candidate_version),
         ("Control", status.control_version),
         ("Accuracy", status.accuracy_text),
+        ("Kept answers", status.routing.message if status.routing is not None else ""),
         ("Verdict", f"{status.verdict}  {status.reason}".strip()),
         ("", status.message),
         ("Set by hand", flags),

@@ -6,6 +6,7 @@ anywhere drops the rest: the next pass looks again. Children are made from a pla
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from cutover_operator.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+LOOKS_AT_ONCE = 16
+"""Whole looks at the same time: each is some ten requests to the API server. Passes that read none are not held up."""
 OWN_VERSIONS = 512
 """As many own writes are known again when a watch reports them."""
 SAY_AFTER_FAILURES = 5
@@ -81,6 +84,7 @@ class Loop:
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
         self._memories = memories or {}
+        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
 
     @property
@@ -131,16 +135,17 @@ class Loop:
                     return plan.again_in_seconds, "unchanged"
                 if plan.routine:
                     return await self._routine(key, world, plan, now, changes), "ok"
-        world = await reconciler.gather(key, now)
-        if world is None:
-            if memory is not None:
-                memory.gone(key)
-            return None, "gone"
-        plan = reconciler.decide(world, now)
-        if plan.routine:
-            return await self._routine(key, world, plan, now, changes), "ok"
-        await self._execute(key, plan, world.parent, now)
-        return plan.again_in_seconds, "ok"
+        async with self._looking:
+            world = await reconciler.gather(key, now)
+            if world is None:
+                if memory is not None:
+                    memory.gone(key)
+                return None, "gone"
+            plan = reconciler.decide(world, now)
+            if plan.routine:
+                return await self._routine(key, world, plan, now, changes), "ok"
+            await self._execute(key, plan, world.parent, now)
+            return plan.again_in_seconds, "ok"
 
     async def _routine(self, key: Key, world: Any, plan: Plan, now: datetime, changes: int) -> float | None:
         """Carry out a plan from which nothing follows, and remember how things stand then. What it writes is

@@ -71,8 +71,13 @@ async def run(settings: Settings, target: access.Access) -> int:
     telemetry = Telemetry()
     runner, port = await health.serve(telemetry, settings.ops_port)
     log.info("started", extra={"pod": settings.pod_name, "ops_port": port})
-    async with KubeClient(target) as kube, aiohttp.ClientSession() as session:
-        lease = Lease(kube, settings.pod_namespace, LEASE_NAME, settings.pod_name)
+    async with (
+        KubeClient(target) as kube,
+        # The lease never waits for a connection behind the passes: a busy leader is a leader still.
+        KubeClient(target) as lease_kube,
+        aiohttp.ClientSession() as session,
+    ):
+        lease = Lease(lease_kube, settings.pod_namespace, LEASE_NAME, settings.pod_name)
         try:
             if not await _first(lease.acquire(), stop.wait()):
                 return 0

@@ -31,6 +31,8 @@ class Settings:
     engine_image: str = ""
     vllm_image: str = ""
     tgi_image: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    """CUTOVER_PULL_SECRETS: Secrets of every namespace that hold the registries' credentials, for the pods made."""
     log_level: str = "INFO"
     pod_name: str = "cutover-operator"
     """POD_NAME: the identity in the Lease; unique among replicas. Outside a pod: host name and process id."""
@@ -61,6 +63,7 @@ class Settings:
             engine_image=environment.get("CUTOVER_ENGINE_IMAGE", ""),
             vllm_image=environment.get("CUTOVER_VLLM_IMAGE", ""),
             tgi_image=environment.get("CUTOVER_TGI_IMAGE", ""),
+            pull_secrets=_words(environment.get("CUTOVER_PULL_SECRETS", "")),
             log_level=level,
             pod_name=environment.get("POD_NAME", "") or f"{socket.gethostname()}-{os.getpid()}",
             pod_namespace=environment.get("POD_NAMESPACE", "") or DEFAULT_NAMESPACE,

@@ -231,11 +231,15 @@ class Site:
         )
 
 
+class TooLate(Exception):
+    """What was waited for did not come true in time."""
+
+
 async def until(what: str, probe: Callable[[], Awaitable[bool]], seconds: float, every: float = 1.0) -> None:
     deadline = time.monotonic() + seconds
     while not await probe():
         if time.monotonic() >= deadline:
-            raise RuntimeError(f"{what}: not within {seconds:.0f} s")
+            raise TooLate(f"{what}: not within {seconds:.0f} s")
         await asyncio.sleep(every)
 
 
@@ -335,11 +339,13 @@ async def _measured(site: Site, window: float, settle: float, profile: str) -> F
     started = time.monotonic()
 
     async def all_live() -> bool:
+        if site.operator.process.poll() is not None:
+            raise RuntimeError("the operator ended")
         return await site.in_live_step() == size
 
     try:
         await until("every rollout in its live step", all_live, 120 + size / 4, every=5.0)
-    except RuntimeError as late:
+    except TooLate as late:
         say(f"{late}; {await site.in_live_step()} of {size} are")
     say(f"{size} rollouts live after {time.monotonic() - started:.0f} s; settling for {settle:.0f} s")
     await asyncio.sleep(settle)

@@ -420,6 +420,7 @@ def test_the_operator_understands_what_the_chart_tells_it() -> None:
     assert settings.ops_port == contract.PORT_APP
     assert settings.trainer_image == told["CUTOVER_TRAINER_IMAGE"]
     assert settings.tgi_image == told["CUTOVER_TGI_IMAGE"]
+    assert settings.pull_secrets == ("registry-login",)
 
 
 def test_the_servers_understand_what_the_chart_tells_them(tmp_path: Path) -> None:

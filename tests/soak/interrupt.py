@@ -32,7 +32,7 @@ from cutover.contract import ExitCode
 from cutover.stages import StageResult
 from fakes.training_example import rows, run_stage, stage_document, write_rows
 
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 1800.0
 CHECKPOINT_SECONDS = 0.1
 MOST_CHECKPOINTS = 6
 """An attempt is disturbed after between none and this many of its own checkpoints, and a fraction of a second."""
@@ -273,7 +273,7 @@ def main() -> int:
 
         return delete_pods(asked.pods, asked.seed)
     torch.set_num_threads(1)
-    fine_tune = {"learningRate": 2e-3, "epochs": max(6, asked.times), "batchSize": 4}
+    fine_tune = {"learningRate": 2e-3, "epochs": max(6, asked.times // 2), "batchSize": 4}
     with tempfile.TemporaryDirectory() as folder:
         untouched = Training.prepared(Path(folder) / "untouched", 96, fine_tune)
         disturbed = untouched.copy(Path(folder) / "disturbed")

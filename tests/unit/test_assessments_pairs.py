@@ -14,6 +14,7 @@ from sqlalchemy import Table, select
 
 from cutover import contract
 from cutover.contract import CONFIDENCE_EDGES, confidence_bin
+from cutover_server.assessments.accuracy import count_accuracy
 from cutover_server.assessments.cohorts import mature
 from cutover_server.assessments.database import Database
 from cutover_server.assessments.intake import take
@@ -187,6 +188,19 @@ async def test_what_was_not_drawn_is_counted_in_the_pool_and_asked_of_nobody(dat
         ("agree", "right"): 1
     }
     assert await mature(database, TASKS, START + 999) == 0
+
+
+async def test_what_was_drawn_more_often_is_no_fair_sample_for_people_to_read(database: Database) -> None:
+    drawn = shadow("r1", "leak", pooled=True, sampled=True, stratum="disagree", samplingProbability=1.0)
+    await take(database, {"records": [record("r0"), record("r1", sampled=False)], "shadows": [drawn]}, START)
+    for identity in ("r0", "r1"):
+        await label(database, identity, "ann", "crack")
+    counts = await count_accuracy(database, TASKS)
+    assert {(arm, sampled) for arm, _, sampled in counts.tallies} == {
+        ("control", True),
+        ("control", False),
+        ("candidate", False),
+    }
 
 
 # ------------------------------------------------------------------ second labellers

@@ -286,3 +286,11 @@ def test_small_pieces() -> None:
     assert fields([("A", "1"), ("Long", ""), ("B", "2")]) == "A:  1\nB:  2"
     assert tree("T", ["a", "b"]) == "T\n├── a\n└── b"
     assert tree("T", []) == ""
+
+
+def test_the_threshold_found_is_told_where_there_is_one() -> None:
+    found = {"threshold": 0.9, "certified": True, "message": "answers surer than 0.9 are kept: 61 % of all"}
+    assert "Kept answers" not in rollout_view.view(rollout(), [], NOW)
+    assert "answers surer than 0.9 are kept: 61 % of all" in rollout_view.view(
+        rollout(routing=found), [], NOW
+    )

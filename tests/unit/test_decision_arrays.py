@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutover_operator.rollout.evalue import Bettor, interval, intervals, log_e_of, mixture, refuted
+from cutover_operator.rollout.evalue import (
+    Bettor,
+    Side,
+    interval,
+    intervals,
+    log_e_bound,
+    log_e_of,
+    mixture,
+    refuted,
+)
 from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
@@ -43,7 +52,7 @@ def shares(epochs: np.ndarray, k: np.ndarray, **changes: object) -> Judged:
         Counts(bad, good),
         k,
         Counts(control_bad, control_good),
-        Segments(Counts(bad, good), Counts(control_bad, control_good)),
+        lambda: Segments(Counts(bad, good), Counts(control_bad, control_good)),
         **(settings_ | changes),  # type: ignore[arg-type]
     )
 
@@ -101,6 +110,28 @@ def test_accuracy_of_many_is_the_accuracy_of_each(rows: list[tuple[int, ...]]) -
         )
         assert alone.code == together.code[i]
         assert alone.against_control == together.against_control[i]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_cheap_bounds_decide_nothing_else(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = rng.integers(1, 400, size=(3, 2, 40)).astype(float)
+    bad = rng.binomial(n.astype(int), rng.choice([0.02, 0.05, 0.1, 0.2], size=(1, 1, 40)))
+    epochs = np.concatenate([bad[:, :1], n[:, :1] - bad[:, :1], bad[:, 1:], n[:, 1:] - bad[:, 1:]], axis=1)
+    k = np.where(rng.random((3, 40)) < 0.8, np.arange(1, 4)[:, None], 0)
+    for mirrored in (None, Counts(epochs[:, 2], epochs[:, 3])):
+        exact, cheap = (shares(epochs, k, mirrored=mirrored, exact=e) for e in (True, False))
+        assert exact.code.tolist() == cheap.code.tolist()
+        assert exact.shared.tolist() == cheap.shared.tolist()
+        assert exact.log_e_fail is not None
+        assert cheap.log_e_fail is not None
+        assert (cheap.log_e_fail >= exact.log_e_fail - 1e-9).all()
+
+
+@given(COUNT, COUNT, st.floats(0.01, 0.99), st.sampled_from([-1, 1]), st.floats(1.0, 50.0))
+def test_the_bound_is_one(s: int, f: int, p0: float, side: Side, kappa: float) -> None:
+    assert log_e_of(s, f, p0, side, kappa) <= float(log_e_bound(s, f, p0, side)) + 1e-6
 
 
 def test_epochs_that_are_not_there_weigh_nothing() -> None:
@@ -201,6 +232,14 @@ def test_a_limit_is_proven_kept_on_the_counts_it_was_shown_for() -> None:
         ({"codes": [Code.FAIL, Code.PASS], "shared": [True, False]}, Move.FREEZE),
         ({"codes": [Code.FAIL, Code.FAIL], "shared": [True, False]}, Move.ROLL_BACK),
         ({"codes": [Code.FAIL, Code.PASS], "control_down": True}, Move.FREEZE),
+        (
+            {"codes": [Code.FAIL, Code.PASS], "control_down": True, "excusable": [True, False]},
+            Move.FREEZE,
+        ),
+        (
+            {"codes": [Code.FAIL, Code.FAIL], "control_down": True, "excusable": [True, False]},
+            Move.ROLL_BACK,
+        ),
         ({"incident": True}, Move.FREEZE),
         ({"codes": [Code.FAIL, Code.PASS], "incident": True}, Move.ROLL_BACK),
         ({"enough_time": False, "too_late": True}, Move.ROLL_BACK),

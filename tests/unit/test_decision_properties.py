@@ -130,7 +130,7 @@ def share(bad: int, good: int, control_bad: int, control_good: int, **changes: A
         mine,
         [1],
         theirs,
-        Segments(mine, theirs),
+        lambda: Segments(mine, theirs),
         limit=0.05,
         floor=0.07,
         fail_alpha=0.02,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cutover import metrics_reference
 from cutover.api import reference
 from cutover.contract import PATH_EXPORT
 
@@ -21,6 +22,10 @@ CODE = "\n".join(
 
 def test_the_field_tables_are_made_from_the_models() -> None:
     assert reference.main(["--check", str(ROOT / "docs/resources.md")]) == 0, "run make crds"
+
+
+def test_the_metrics_table_is_made_from_the_contract() -> None:
+    assert metrics_reference.main(["--check", str(ROOT / "docs/gateway.md")]) == 0, "run make crds"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

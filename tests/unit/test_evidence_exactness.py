@@ -370,3 +370,30 @@ def test_an_outage_is_unavailable_and_adds_nothing() -> None:
 def gauge(at: float) -> Answer:
     labels = {"gateway": "assessor", "instance": "gw-0"}
     return Answer((Series(labels, [(at - 10.0, 1.0), (at, 1.0)]),), at)
+
+
+def test_one_counter_that_fell_tells_of_a_restart_that_the_others_do_not_show() -> None:
+    """Two errors before the restart and three after it look like one more; the latency of all answers, too."""
+    own = {"rollout": "r", "arm": "candidate", "version": "v1", "instance": "gw-0"}
+
+    def pair(labels: dict[str, str], before: float, after: float) -> Series:
+        return Series({**own, **labels}, [(10.0, before), (20.0, after)])
+
+    answers = {
+        REQUESTS: Answer((pair({"outcome": "ok"}, 40, 9), pair({"outcome": "error"}, 2, 3)), 20.0),
+        DURATION: Answer((pair({"le": "2.0"}, 4, 10), pair({"le": "+Inf"}, 42, 12)), 20.0),
+        COST: Answer((pair({}, 0.1, 0.2),), 20.0),
+    }
+    whole = fold(NEW, answers, WANTED)
+    first = {
+        m: Answer(tuple(Series(s.labels, s.samples[:1]) for s in a.series), 10.0) for m, a in answers.items()
+    }
+    for ledger in (whole, fold(fold(NEW, first, WANTED), answers, WANTED)):
+        assert ledger.total("requests/candidate/ok") == 49
+        assert ledger.total("requests/candidate/error") == 5
+        assert ledger.total("duration/candidate/2/fast") == 14
+        assert ledger.total("duration/candidate/2/all") == 54
+        assert ledger.total("cost/candidate") == pytest.approx(0.3)
+    other = Series({**own, "instance": "gw-1", "outcome": "error"}, [(10.0, 2.0), (20.0, 3.0)])
+    apart = fold(NEW, {**answers, REQUESTS: Answer((*answers[REQUESTS].series, other), 20.0)}, WANTED)
+    assert apart.total("requests/candidate/error") == 8, "another pod did not restart"

@@ -124,6 +124,15 @@ def test_what_the_spec_says_reaches_the_pod() -> None:
     }
 
 
+def test_credentials_and_the_service_account_reach_the_candidate() -> None:
+    spec = spec_of(serving={"serviceAccountName": "models"})
+    images = Images("engine:1", "vllm:1", "tgi:1", ("registry",))
+    pod = deployment(spec, model_of(spec), OWNER, images)["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "models"
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+
+
 def test_defaults_of_the_api_server_are_no_difference() -> None:
     spec = spec_of()
     wanted = deployment(spec, model_of(spec), OWNER, IMAGES)

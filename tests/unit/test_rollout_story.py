@@ -162,6 +162,15 @@ async def test_nobody_is_sent_back_to_a_control_whose_breaker_is_open() -> None:
     assert "breaker" in status["message"]
 
 
+async def test_wrong_answers_are_not_excused_by_a_control_whose_breaker_is_open() -> None:
+    town = await started(spec={"steps": LIVE_ONLY})
+    await at_weight(town, 10)
+    town.control_breaker_open = True
+    town.candidate.accuracy = 0.2
+    statuses = await run_until(town, finished)
+    assert (statuses[-1]["finish"], statuses[-1]["reason"]) == ("RolledBack", "AccuracyBelowLimit")
+
+
 @pytest.mark.parametrize("fault", ["connection refused", ""])
 async def test_outage_of_the_metrics_holds_and_goes_on(fault: str) -> None:
     town = await started()

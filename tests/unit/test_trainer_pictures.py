@@ -15,6 +15,7 @@ from cutover_trainer.augment import distorted
 from cutover_trainer.near_duplicates import near_pairs, perceptual_hash
 from cutover_trainer.picture import UnusablePicture, keep, load
 from cutover_trainer.schedule import Distortion
+from cutover_trainer.split import Member, groups_of
 from fakes import training_example
 
 drawn = training_example.pictures().damage_picture
@@ -97,15 +98,22 @@ def test_copies_of_a_photograph_are_found_and_different_ones_are_not() -> None:
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(0, 63))
-def test_near_pairs_are_exactly_those_within_the_distance(hashes: list[int], bit: int) -> None:
-    hashes = [*hashes, *(value ^ (1 << bit) for value in hashes[:5])]
-    wanted = {
+def test_near_pairs_unite_exactly_what_is_within_the_distance(hashes: list[int], bit: int) -> None:
+    hashes = [*hashes, *hashes[:3], *(value ^ (1 << bit) for value in hashes[:5])]
+    wanted = [
         (one, two)
         for two in range(len(hashes))
         for one in range(two)
         if (hashes[one] ^ hashes[two]).bit_count() <= 5
-    }
-    assert set(near_pairs(hashes)) == wanted
+    ]
+    found = near_pairs(hashes)
+    assert set(found) <= set(wanted)
+    members = [Member(f"r{number}", (f"k{number}",), "a") for number in range(len(hashes))]
+    assert groups_of(members, found) == groups_of(members, wanted)
+
+
+def test_many_copies_of_one_placeholder_are_no_more_pairs_than_pictures() -> None:
+    assert len(near_pairs([7] * 5000 + [8] * 5000)) == 9999
 
 
 def test_distortion_is_a_function_of_what_was_drawn() -> None:

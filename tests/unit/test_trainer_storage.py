@@ -41,6 +41,17 @@ def test_what_was_put_is_there(store: ArtifactStore) -> None:
     assert store.exists("a/b.json")
 
 
+def test_a_folder_is_uploaded_file_by_file(store: ArtifactStore, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"a" * 3_000_000)
+    (folder / "inner/b.txt").write_bytes(b"b")
+    store.put("there/a.bin", b"older")
+    store.upload(folder, "there")
+    assert store.list("there") == ["there/a.bin", "there/inner/b.txt"]
+    assert store.get("there/a.bin") == b"a" * 3_000_000
+
+
 def test_only_the_first_put_if_absent_wins(store: ArtifactStore) -> None:
     assert store.put_if_absent("DONE.json", b"first")
     assert not store.put_if_absent("DONE.json", b"second")

@@ -49,6 +49,13 @@ def test_a_gpu_stage_asks_for_the_card_and_tolerates_spot() -> None:
     assert "CUTOVER_THREADS" not in {one["name"] for one in container["env"]}
 
 
+def test_the_registrys_credentials_reach_the_pods() -> None:
+    read = TrainingRunSpec.model_validate(SPEC)
+    attempt = Attempt("ns", "run", "u" * 36, read, READ_TASK, "train", 1, "trainer:1", None, ("registry",))
+    assert pod_of(build(attempt))["imagePullSecrets"] == [{"name": "registry"}]
+    assert "imagePullSecrets" not in pod_of(built())
+
+
 def test_prepare_and_register_take_no_gpu() -> None:
     for stage in ("prepare", "register"):
         pod = pod_of(built(stage, left=None))

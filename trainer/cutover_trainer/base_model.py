@@ -92,13 +92,13 @@ def _from_hub(repository: str, revision: str, weights: bool) -> Path:
     except GatedRepoError:
         raise BadInput(
             "BaseModelNotFound",
-            f"baseModel.uri: hf://{repository} is gated: accept its licence and give the pods an HF_TOKEN",
+            f"baseModel.uri: hf://{repository} is gated: accept its licence, download it once and name it as claim:// or s3://",
         ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         raise BadInput(
             "BaseModelNotFound",
             f"baseModel.uri: the hub has no {repository} at revision {revision} that this pod may read: "
-            "check the name, the revision and HF_TOKEN",
+            "check the name and the revision; a private one must be named as claim:// or s3://",
         ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         raise StageFailed(

@@ -29,22 +29,21 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def near_pairs(hashes: Sequence[int], distance_bits: int = NEAR_DISTANCE_BITS) -> list[tuple[int, int]]:
-    """Index pairs (low, high) within the distance. Each picture is paired at most with its nearest earlier ones."""
-    values = np.array(hashes, dtype=np.uint64)
-    if len(values) > MAX_HASHES:
+    """Index pairs (low, high): each picture with the first one of the same hash, and those first ones with one another
+    within the distance. A thousand copies of one placeholder are a thousand pairs, not half a million."""
+    if len(hashes) > MAX_HASHES:
         distance_bits = 0
+    first: dict[int, int] = {}
+    equal = [(first.setdefault(value, index), index) for index, value in enumerate(hashes)]
+    pairs = [pair for pair in equal if pair[0] != pair[1]]
     if distance_bits == 0:
-        first: dict[int, int] = {}
-        found = ((first.setdefault(value, index), index) for index, value in enumerate(hashes))
-        return [pair for pair in found if pair[0] != pair[1]]
-    pairs: list[tuple[int, int]] = []
+        return pairs
+    values, places = np.array(list(first), dtype=np.uint64), list(first.values())
     for start in range(0, len(values), _ROWS_AT_ONCE):
         block: npt.NDArray[np.uint64] = values[start : start + _ROWS_AT_ONCE]
         distances = np.bitwise_count(block[:, None] ^ values[None, start:])
-        rows, columns = np.nonzero(distances <= distance_bits)
+        rows, columns = np.nonzero(np.triu(distances <= distance_bits, 1))
         pairs.extend(
-            (start + int(row), start + int(column))
-            for row, column in zip(rows, columns, strict=True)
-            if row < column
+            (places[start + row], places[start + column]) for row, column in zip(rows, columns, strict=True)
         )
     return pairs

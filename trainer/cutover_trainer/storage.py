@@ -65,6 +65,18 @@ class ArtifactStore:
         part = self._written_part(name, data)
         part.replace(self._local / name)
 
+    def put_file(self, name: str, source: Path) -> None:
+        """The same for a file, however large: it is never held in memory."""
+        if self._local is None:
+            self._files.put_file(str(source), self._path(name))
+            return
+        part = self._part_of(name)
+        with source.open("rb") as read, part.open("wb") as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+            written.flush()
+            os.fsync(written.fileno())
+        part.replace(self._local / name)
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """False when the name was there already; the older content stays."""
         if self._local is None:
@@ -101,7 +113,7 @@ class ArtifactStore:
         """Put every file of a local folder under the name. Not atomic: commit with a manifest."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+                self.put_file(f"{name}/{path.relative_to(folder).as_posix()}", path)
 
     def download(self, name: str, folder: Path) -> None:
         """Copy every file under the name into a local folder."""
@@ -111,11 +123,15 @@ class ArtifactStore:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _written_part(self, name: str, data: bytes) -> Path:
+    def _part_of(self, name: str) -> Path:
+        """Where a file is written before it is renamed to its name."""
         assert self._local is not None
         target = self._local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+
+    def _written_part(self, name: str, data: bytes) -> Path:
+        part = self._part_of(name)
         with part.open("wb") as file:
             file.write(data)
             file.flush()

@@ -110,6 +110,8 @@ class Serving(ApiModel):
     """Node labels the pods need."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
     """Taints the pods tolerate."""
+    service_account_name: Annotated[str, Field(max_length=253)] = ""
+    """Service account of the pods, for object stores that trust one; empty means the namespace's default."""
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)] = Field(
         default_factory=list
     )

@@ -16,7 +16,7 @@ from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title
 from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
-from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.gates import EXCUSABLE, advance_names, named_gates
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
@@ -161,6 +161,7 @@ def _move(d: Draft) -> Move:
         [v.shared for v in d.verdicts],
         [v.gate.name in names for v in d.verdicts],
         control_down=d.world.evidence.control_down,
+        excusable=[v.gate.metric in EXCUSABLE for v in d.verdicts],
         incident=d.condition_is("SharedIncident", "True") and _incident_lasts(d)[0],
         promoted=d.promoted,
         held=d.spec.freeze or d.spec.hold,
@@ -176,7 +177,8 @@ def must_stop(d: Draft) -> bool:
     """One proven breach takes the traffic away, unless the control breaks the same limit: then nobody is to blame."""
     failed = [v for v in d.verdicts if v.verdict == "fail"]
     if d.move is Move.ROLL_BACK and failed:
-        first = next(v for v in failed if not v.shared)
+        down = d.world.evidence.control_down
+        first = next(v for v in failed if not (v.shared or (down and v.gate.metric in EXCUSABLE)))
         tail = " after the promotion" if d.promoted else f" at {step_title(d.step)}"
         return _stop(d, first.reason, first.message + tail)
     if failed:

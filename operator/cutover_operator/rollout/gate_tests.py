@@ -8,6 +8,7 @@ at their alpha whatever the number of looks; everything else is INSUFFICIENT.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -20,8 +21,10 @@ from cutover_operator.rollout.evalue import (
     KAPPA_RATIO,
     KAPPA_SHARE,
     Floats,
+    Side,
     intervals,
     log_e,
+    log_e_bound,
     mixture,
     refuted,
 )
@@ -109,9 +112,33 @@ def portion(part: ArrayLike, whole: ArrayLike) -> Floats:
         return np.where(n > 0, np.asarray(part, dtype=np.float64) / n, np.nan)
 
 
-def share_violation(counts: Counts, k: ArrayLike | None, limit: float) -> Floats:
-    """Evidence that a bad share is above its limit, by a mixture over epochs."""
-    return mixture(log_e(counts.bad, counts.good, limit, 1, KAPPA_SHARE), k)
+def violations(
+    counts: list[Counts],
+    k: ArrayLike | None,
+    p0: ArrayLike,
+    side: Side,
+    kappa: float,
+    level: ArrayLike | None = None,
+) -> list[Floats]:
+    """Evidence against "the good share is at least p0" (side -1: too much is bad) per kind of counts, each by a mixture
+    over epochs; counts have the shape `(epochs, ...)`.
+
+    With `level`, where no kind can reach it, upper bounds below it stand for the evidence: no decision is another one,
+    and many simulated rollouts cost a fraction.
+    """
+    sums = [(np.asarray(c.good, dtype=np.float64), np.asarray(c.bad, dtype=np.float64)) for c in counts]
+    if level is None or sums[0][0].ndim < 2:
+        return [mixture(log_e(good, bad, p0, side, kappa), k) for good, bad in sums]
+    found = [mixture(log_e_bound(good, bad, p0, side), k) for good, bad in sums]
+    close = np.any([one >= np.asarray(level, dtype=np.float64) - 1e-9 for one in found], axis=0)
+    if close.any():
+        indices = None if k is None else np.asarray(k)
+        if indices is not None and indices.ndim > 1:
+            indices = indices[:, close]
+        limit = np.asarray(p0)[close] if np.ndim(p0) else p0
+        for one, (good, bad) in zip(found, sums, strict=True):
+            one[close] = mixture(log_e(good[:, close], bad[:, close], limit, side, kappa), indices)
+    return found
 
 
 def ratio_violation(segments: Segments, ratio: float) -> Floats:
@@ -170,7 +197,7 @@ def judge_share(
     epochs: Counts,
     k: ArrayLike | None,
     control_epochs: Counts,
-    segments: Segments,
+    segments: Callable[[], Segments],
     *,
     limit: float,
     floor: ArrayLike,
@@ -180,23 +207,25 @@ def judge_share(
     default_margin: float,
     mirrored: Counts | None = None,
     incident: ArrayLike = False,
+    exact: bool = True,
 ) -> Judged:
     """A bad share that must stay at or below `limit` (errors, slow answers, custom counters).
 
-    `total` is what has been counted since judging began, `floor` what this step's certificate may tolerate,
+    `total` is what has been counted since judging began, `segments` is only asked when it matters, `floor` what this step's certificate may tolerate,
     `mirrored` the same outcomes of mirrored requests per epoch, `incident` whether a shared incident is not over.
-    `fail_alpha` 0: the gate never rolls back.
+    `fail_alpha` 0: the gate never rolls back. Not `exact`: evidence that decides nothing may be an upper bound.
     """
     n, value = total.all, portion(total.bad, total.all)
-    log_fail = share_violation(epochs, k, limit)
-    if mirrored is not None:
-        log_fail = _averaged(log_fail, share_violation(mirrored, k, limit))
-    log_pass = log_e(total.bad, total.good, floor, -1, KAPPA_SHARE)
     level = log_level(np.asarray(fail_alpha) / (2.0 if margin is not None else 1.0))
+    kinds = [epochs] if mirrored is None else [epochs, mirrored]
+    log_fail, *others = violations(kinds, k, 1.0 - limit, -1, KAPPA_SHARE, None if exact else level)
+    for other in others:
+        log_fail = _averaged(log_fail, other)
+    log_pass = log_e(total.bad, total.good, floor, -1, KAPPA_SHARE)
     breach = log_fail >= level
     ratio = np.zeros_like(log_fail)
     if margin is not None or breach.any():
-        ratio = ratio_violation(segments, 1.0 + (margin if margin is not None else default_margin))
+        ratio = ratio_violation(segments(), 1.0 + (margin if margin is not None else default_margin))
     shared = suspected = np.zeros_like(breach)
     if breach.any():
         suspected = breach & _suspected(epochs, mirrored, control_epochs, k, limit)
@@ -228,12 +257,13 @@ def judge_accuracy(
     margin: float | None,
     available: ArrayLike = True,
     noise: Noise | None = None,
+    exact: bool = True,
 ) -> Judged:
     """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
 
     Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
     floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
-    part of the risk pays for the bounds.
+    part of the risk pays for the bounds. Not `exact`: evidence that decides nothing may be an upper bound.
     """
     n, value = total.all, portion(total.right, total.all)
     shape = np.broadcast_shapes(n.shape, np.shape(fail_alpha), np.shape(available))
@@ -247,9 +277,11 @@ def judge_accuracy(
         if noise is not None:
             refuse, certify = floor_for_fail(refuse, noise), floor_for_pass(certify, noise)
             aim, risk_left = floor_for_pass(limit, noise), 1.0 - RISK_PART
-        log_fail = mixture(log_e(held, epochs.wrong, refuse, -1, KAPPA_ACCURACY), k)
+        needed = log_level(level_alpha * risk_left)
+        kinds = [Counts(epochs.wrong, held)]
+        (log_fail,) = violations(kinds, k, refuse, -1, KAPPA_ACCURACY, None if exact else needed)
         log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certify, 1, KAPPA_ACCURACY)
-        fail = fail | (log_fail >= log_level(level_alpha * risk_left))
+        fail = fail | (log_fail >= needed)
         proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:

@@ -26,6 +26,9 @@ RISK_SHARES: dict[Metric, float] = {
     "satisfaction": 0.05,
 }
 """How the risk of a false rollback is divided; the shares of metrics without a gate go to the others."""
+EXCUSABLE: frozenset[Metric] = frozenset({"errorRate", "latency"})
+"""What a control that does not answer may be the reason of: its load falls on whatever both arms share. Wrong or dear
+answers are nobody else's."""
 SHADOW_GATES: frozenset[Metric] = frozenset({"accuracy"})
 LIVE_GATES: frozenset[Metric] = frozenset({"latency", "errorRate", "cost"})
 ACCURACY_LADDER = (1.0, 1.5, 2.0)

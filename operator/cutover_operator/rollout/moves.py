@@ -2,7 +2,7 @@
 
 The policy of a live rollout and of a simulated one, in one place. Advance needs every gate of the step to pass, enough
 time and requests, and nothing in the way; one proven breach takes the traffic away, unless the control breaks the same
-limit or does not answer: then nobody is to blame, and no weight moves.
+limit or, for errors and slow answers, does not answer at all: then nobody is to blame, and no weight moves.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def choose(
     wanted: ArrayLike,
     *,
     control_down: ArrayLike = False,
+    excusable: ArrayLike = True,
     incident: ArrayLike = False,
     promoted: ArrayLike = False,
     held: ArrayLike = False,
@@ -45,12 +46,14 @@ def choose(
     """The move of each element.
 
     `codes`, `shared` and `wanted` have the shape `(gates, ...)`: what each gate says, whether the control shares its
-    fail, and whether this step needs it to pass. `incident`: a shared incident began and is not over. `in_force`: the
+    fail, and whether this step needs it to pass. `control_down`: the control does not answer, which excuses the fails of
+    `excusable` gates, shape `(gates, ...)`. `incident`: a shared incident began and is not over. `in_force`: the
     step's route, pods and scrapes are all in order. `too_late`: the step's deadline has passed and says roll back.
     """
     said = np.asarray(codes)
     failed = said == Code.FAIL
-    own = (failed & ~np.asarray(shared)).any(axis=0) & ~np.asarray(control_down)
+    excused = np.asarray(shared) | (np.asarray(excusable) & np.asarray(control_down))
+    own = (failed & ~excused).any(axis=0)
     passed = (~np.asarray(wanted) | (said == Code.PASS)).all(axis=0)
     ready = passed & enough_requests & enough_time & in_force
     still = np.asarray(promoted) | np.asarray(held)

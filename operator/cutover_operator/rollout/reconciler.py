@@ -25,7 +25,9 @@ class RolloutReconciler:
         site = Site(
             prometheus_url=settings.prometheus_url,
             allowed_urls=tuple(settings.allowed_urls),
-            images=Images(settings.engine_image, settings.vllm_image, settings.tgi_image),
+            images=Images(
+                settings.engine_image, settings.vllm_image, settings.tgi_image, settings.pull_secrets
+            ),
         )
         self._watchtower = Watchtower(kube, Prometheus(session), GatewayReports(session), site)
         self.memory = Memory(self._watchtower)

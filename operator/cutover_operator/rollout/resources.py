@@ -35,6 +35,8 @@ class Images:
     engine: str
     vllm: str
     tgi: str
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets with the registries' credentials."""
 
     def of(self, engine: str) -> str:
         return {"vllm": self.vllm, "tgi": self.tgi}.get(engine, self.engine)
@@ -204,6 +206,11 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
             }
             for index, (uri, folder) in enumerate(files.downloads)
         ]
+    if images.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in images.pull_secrets]
+    if serving.service_account_name:
+        # Object stores that trust a service account inject their own projected token; the API's stays out.
+        pod["serviceAccountName"] = serving.service_account_name
     if serving.node_selector:
         pod["nodeSelector"] = dict(serving.node_selector)
     if serving.tolerations:

@@ -30,7 +30,7 @@ from cutover_operator.rollout.serving import health
 CHECKPOINT_SECONDS = 300.0
 EARLY_SECONDS = 10.0
 """A step that is young doubles its evidence quickly: the checkpoint, and with it the figures in status, come earlier."""
-COUNTED = ("requests/", "shadow/", "labels/")
+COUNTED = ("requests/", "shadow/", "labels/", "drawn/")
 OUT_OF_SYNC_SECONDS = 1.0
 
 

@@ -150,7 +150,7 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
         _stacked([count(t, "candidate") for _, t in since]),
         [k for k, _ in since],
         _stacked([count(t, "control") for _, t in since]),
-        _segments(ledger, count),
+        lambda: _segments(ledger, count),
         limit=share_limit,
         floor=floor,
         fail_alpha=bench.spent(gate.rollback_alpha) if gate.rolls_back else 0.0,

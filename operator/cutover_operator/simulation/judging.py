@@ -7,7 +7,6 @@ same limits, risks and floors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,10 @@ from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout import gate_tests
 from cutover_operator.rollout.accuracy import pass_alpha
-from cutover_operator.rollout.gate_tests import Counts, Judged
+from cutover_operator.rollout.gate_tests import Counts, Judged, Segments
 from cutover_operator.rollout.gates import (
     DEFAULT_RATIO_MARGIN,
+    EXCUSABLE,
     SLOW_SHARE,
     NamedGate,
     advance_names,
@@ -48,6 +48,8 @@ class Rules:
     gates: tuple[NamedGate, ...]
     wanted: NDArray[np.bool_]
     """(steps, gates): must pass to leave the step."""
+    excusable: NDArray[np.bool_]
+    """(gates, 1): a control that does not answer excuses its fail."""
     floors: Floats
     """(steps, gates): what a certificate must prove; NaN where there is nothing to certify."""
     weight: Floats
@@ -65,6 +67,7 @@ class Rules:
         return cls(
             spec=spec,
             gates=gates,
+            excusable=np.asarray([[g.metric in EXCUSABLE] for g in gates]),
             wanted=np.asarray([[g.name in wanted for g in gates] for wanted in names]),
             floors=np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))]),
             weight=np.asarray([(s.weight or 0) / 100 for s in steps]),
@@ -122,6 +125,7 @@ def _judge(
             fail_alpha=fail_alpha,
             pass_alpha=pass_alpha(rules.spec, gate),
             margin=gate.gate.margin,
+            exact=False,
         )
     if gate.metric == "cost":
         return gate_tests.judge_cost(
@@ -149,9 +153,10 @@ def _judge_share(
     (mine, copies), theirs = _SHARES[gate.metric], _CONTROL[gate.metric]
     incidents = books.incidents[who]
     nothing = Counts(np.zeros((books.slots(who), len(who))), np.zeros((books.slots(who), len(who))))
-    segments: Any = gate_tests.Segments(nothing, nothing)
-    if theirs is not None:
-        segments = books.segments(who, mine, theirs)
+
+    def segments() -> Segments:
+        return Segments(nothing, nothing) if theirs is None else books.segments(who, mine, theirs)
+
     return gate_tests.judge_share(
         books.fresh_counts(who, *mine),
         books.counts(who, *mine),
@@ -166,13 +171,12 @@ def _judge_share(
         default_margin=DEFAULT_RATIO_MARGIN,
         mirrored=books.counts(who, *copies) if copies is not None and rules.mirrors else None,
         incident=incident,
+        exact=False,
     )
 
 
-def _votes(books: Books, who: Ints) -> gate_tests.Segments:
+def _votes(books: Books, who: Ints) -> Segments:
     """Votes between marks; `Segments` wants (bad, good), and up plus down is the whole."""
     down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN))
     up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP))
-    return gate_tests.Segments(
-        Counts(down.candidate.bad, up.candidate.bad), Counts(down.control.bad, up.control.bad)
-    )
+    return Segments(Counts(down.candidate.bad, up.candidate.bad), Counts(down.control.bad, up.control.bad))

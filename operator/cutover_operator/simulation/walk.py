@@ -171,6 +171,7 @@ class Walk:
             shared,
             rules.wanted[step].T,
             control_down=down,
+            excusable=rules.excusable,
             incident=lasts,
             promoted=promoted,
             held=rules.spec.freeze or rules.spec.hold,

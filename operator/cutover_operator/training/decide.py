@@ -281,6 +281,7 @@ def start(s: Situation) -> Answer | None:
             stage=stage.name,
             number=number,
             image=s.spec.compute.image or s.world.site.trainer_image,
+            pull_secrets=s.world.site.pull_secrets,
             gpu_seconds_left=round(spending.budget_seconds(s.spec) - s.spent_seconds, 1) if s.gpus else None,
         )
     )

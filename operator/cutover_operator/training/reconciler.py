@@ -28,7 +28,7 @@ class TrainingReconciler:
 
     def __init__(self, kube: Kube, settings: Settings) -> None:
         self._kube = kube
-        self._site = Site(allowed_urls=settings.allowed_urls, trainer_image=settings.trainer_image)
+        self._site = Site(settings.allowed_urls, settings.trainer_image, settings.pull_secrets)
         self._readings: dict[str, tuple[datetime, Progress | None]] = {}
         """By pod uid: when its log was read and what it said. Losing it costs one more read."""
 

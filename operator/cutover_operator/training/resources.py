@@ -83,6 +83,8 @@ class Attempt:
     image: str
     gpu_seconds_left: float | None
     """None where the stage uses no GPU."""
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets with the registries' credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,8 @@ def _template(attempt: Attempt) -> Object:
         selector[NODE_LABEL_GPU_PRODUCT] = spec.compute.gpu_product
     if selector:
         pod["nodeSelector"] = selector
+    if attempt.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in attempt.pull_secrets]
     if spec.compute.service_account_name:
         # Object stores that trust a service account inject their own projected token; the API's stays out.
         pod["serviceAccountName"] = spec.compute.service_account_name

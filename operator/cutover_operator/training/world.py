@@ -16,6 +16,7 @@ class Site:
 
     allowed_urls: tuple[str, ...] = ()
     trainer_image: str = ""
+    pull_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

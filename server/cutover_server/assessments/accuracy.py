@@ -1,7 +1,8 @@
 """How good each arm is, by people's labels: shares with their intervals, classes, and labellers among themselves.
 
-For people to read; no decision is taken from it (decisions take the matured totals). Answers to sampled requests and to
-requests somebody chose to label are kept apart: only the first are a fair sample.
+For people to read; no decision is taken from it (decisions take the matured totals). Answers to requests sampled alike
+and to all others are kept apart: only the first are a fair sample, not what somebody chose to label, nor what was drawn
+more often because the models differ.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import select, tuple_
 
-from cutover.contract import FIELD_OVERALL
+from cutover.contract import FIELD_OVERALL, STRATUM_ALL
 from cutover.task import Task, score
 from cutover_server.assessments.cohorts import labels_of
 from cutover_server.assessments.database import Database
@@ -105,7 +106,18 @@ async def count_accuracy(
     counts = AccuracyCounts()
     after: tuple[float, str] = (since if since is not None else -1.0, "")
     a = assessments.c
-    columns = (a.id, a.task, a.received_at, a.chosen, a.outcome, a.control, a.candidate, a.truth, a.sampled)
+    columns = (
+        a.id,
+        a.task,
+        a.received_at,
+        a.chosen,
+        a.outcome,
+        a.control,
+        a.candidate,
+        a.truth,
+        a.sampled,
+        a.stratum,
+    )
     while True:
         query = (
             select(*columns, shadows.c.candidate.label("mirrored"), shadows.c.kept)
@@ -122,7 +134,8 @@ async def count_accuracy(
                 request = Request(
                     row.chosen, row.outcome, row.control, row.candidate, row.mirrored, row.kept is not False
                 )
-                counts.add(tasks[row.task], request, row.truth, row.sampled, row.received_at)
+                fair = row.sampled and row.stratum == STRATUM_ALL
+                counts.add(tasks[row.task], request, row.truth, fair, row.received_at)
                 counts.compare(given[row.id])
         if len(rows) < PAGE_ROWS:
             return counts

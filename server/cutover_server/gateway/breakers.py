@@ -30,6 +30,7 @@ class Breakers:
         self._clock = clock
         self._breakers: dict[_Endpoint, Breaker] = {}
         self._names: dict[str, _Endpoint] = {}
+        self._shown: dict[str, bool] = {}
 
     def follow(self, route: Route) -> None:
         """A route takes force."""
@@ -48,8 +49,8 @@ class Breakers:
         self._breakers = {end: breaker for end, breaker in self._breakers.items() if end in wanted}
         for name in gone:
             self._gauge(name, False)
-        for name in self._names:
-            self._show(name)
+        self._shown.clear()
+        self._show_all()
 
     def allows(self, arm: Arm) -> bool:
         allowed = self._of(arm).allows(self._clock())
@@ -69,15 +70,19 @@ class Breakers:
 
     def _of(self, arm: Arm) -> Breaker:
         # An arm of a route that has just been replaced gets a breaker too; the next change forgets it.
-        return self._breakers.setdefault(_endpoint(arm), Breaker(self._rules, self._chance))
+        endpoint = _endpoint(arm)
+        breaker = self._breakers.get(endpoint)
+        if breaker is None:
+            breaker = self._breakers[endpoint] = Breaker(self._rules, self._chance)
+        return breaker
 
     def _show_all(self) -> None:
-        for name in self._names:
-            self._show(name)
-
-    def _show(self, name: str) -> None:
-        breaker = self._breakers.get(self._names[name])
-        self._gauge(name, breaker is not None and breaker.is_open())
+        for name, endpoint in self._names.items():
+            breaker = self._breakers.get(endpoint)
+            is_open = breaker is not None and breaker.is_open()
+            if self._shown.get(name) is not is_open:
+                self._shown[name] = is_open
+                self._gauge(name, is_open)
 
 
 def _endpoint(arm: Arm) -> _Endpoint:

@@ -150,24 +150,26 @@ class Exchange:
         )
         line = record_line(record)
 
-        async def write() -> None:
-            await asyncio.gather(*case.kept)
-            await self.spool.append(line)
-
-        writing = asyncio.ensure_future(write())
+        writing = asyncio.ensure_future(self._to_the_spool(case.kept, line))
         try:
-            await asyncio.wait_for(asyncio.shield(writing), _SPOOL_SECONDS)
+            done, _ = await asyncio.wait((writing,), timeout=_SPOOL_SECONDS)
+            if done:
+                writing.result()
+                return True
         except SpoolFull as problem:
             log.error("request %s is not recorded: the spool is full (%s)", case.request_id, problem)
-        except TimeoutError:
+        else:
             log.error("request %s is answered unrecorded: the spool's disk is too slow", case.request_id)
             writing.add_done_callback(lambda done: done.exception())
             self.metrics.spool_full.inc()
             return True  # it may still reach the disk, and then names its pictures
-        else:
-            return True
         self.metrics.spool_full.inc()
         return False
+
+    async def _to_the_spool(self, kept: list[asyncio.Future[None]], line: bytes) -> None:
+        for picture in kept:
+            await picture
+        await self.spool.append(line)
 
     def _count(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], seconds: float) -> None:
         route, chosen, arm = case.route, case.chosen, case.arm

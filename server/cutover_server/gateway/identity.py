@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 
 def uuid7(unix_milliseconds: int, chance: bytes) -> str:
     """The id for an instant and ten random bytes."""
@@ -12,4 +10,5 @@ def uuid7(unix_milliseconds: int, chance: bytes) -> str:
     value = (unix_milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(chance, "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
-    return str(uuid.UUID(int=value))
+    told = f"{value:032x}"
+    return f"{told[:8]}-{told[8:12]}-{told[12:16]}-{told[16:20]}-{told[20:]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import signal
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 _FIRST_ROUTE_SECONDS = 5.0
 """How long readiness waits to hear the route's source; then the cached or idle route will do."""
 _DELIVERY_SECONDS = 5.0
+_OBJECTS_BEFORE_COLLECTION = 20_000
 
 
 async def serve_until_told(settings: Settings) -> None:
@@ -135,6 +137,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
         app = asyncio.create_task(app_server.serve())
         await app_server.listening.wait()
+        # What is there now stays; what a request leaves behind is freed by counting, so cycles are looked for seldom.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_BEFORE_COLLECTION, 10, 20)
         faces.ready = True
         log.info("gateway %s serves on port %d", settings.gateway, settings.port_app)
 

@@ -43,7 +43,10 @@ def _from_hub(name: str, revision: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise OSError(f"the hub cannot be reached for {name}: {error}"[:500]) from error
     except GatedRepoError as error:
-        raise Unservable("ModelNotFound", f"{name} is gated: accept its licence and set HF_TOKEN") from error
+        raise Unservable(
+            "ModelNotFound",
+            f"{name} is gated: accept its licence, download it once and name it as claim:// or s3://",
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise Unservable(
             "ModelNotFound", f"the hub has no {name} at revision {revision} that this pod may read"

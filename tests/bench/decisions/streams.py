@@ -55,7 +55,7 @@ def _errors(bad: Floats, good: Floats) -> Judged:
         Counts(bad[None], good[None]),
         None,
         nothing,
-        Segments(nothing, nothing),
+        lambda: Segments(nothing, nothing),
         limit=0.05,
         floor=0.05,
         fail_alpha=RISK,
