@@ -183,6 +183,18 @@ def test_what_can_stand_in_a_message_does_not_leak_or_break_the_page() -> None:
     assert row.replace("\\|", "").count("|") == 7
 
 
+def test_second_labels_and_the_threshold_of_confidence_are_reported() -> None:
+    record = replace(
+        ledger(doubles__overall__same=97.0, doubles__overall__different=3.0),
+        control={"name": "gpt-4", "price": {"kind": "tokens"}},
+    )
+    routing = {"threshold": 0.8, "certified": True, "labels": 900, "keptShare": 0.87, "auroc": 0.76}
+    text = write_report("cut", "claims", spec(), status(routing=routing), record, NOW)
+    assert "| second labels that differ (all fields) | 3 of 100 (3 %) | - |" in text
+    assert "below confidence 0.8 go to the fallback (proven on 900 labels): 87 %" in text
+    assert "AUROC 0.76" in text
+
+
 def test_the_same_record_gives_the_same_text() -> None:
     made = [
         write_report("cut", "claims", spec(), status(), ledger(requests__candidate__ok=5.0), NOW)

@@ -156,9 +156,9 @@ def _evidence_quality(facts: Facts) -> Iterable[str]:
         return
     if ledger.epoch > 1:
         yield f"Evidence was begun anew {ledger.epoch - 1} time{'s' if ledger.epoch > 2 else ''}: after a retry or a changed candidate nothing earlier counts."
-    if ledger.resets or ledger.ended:
+    if ledger.lost_tails:
         yield (
-            f"Gateways restarted or vanished ({ledger.resets} counter resets, {ledger.ended} series ended): what they "
+            f"Gateways restarted or vanished ({ledger.resets} counter resets, {ledger.lost_tails - ledger.resets} series ended): what they "
             "counted after their last scrape is not in these numbers."
         )
     if ledger.refused:

@@ -164,12 +164,15 @@ def _evidence(facts: Facts) -> str:
     for field in _label_fields(facts):
         title = "all fields" if field == FIELD_OVERALL else field
         rows.append([f"labels right ({title})", *(_labels(totals, arm, field) for arm in ARMS)])
+        same, other = (totals.get(f"doubles/{field}/{result}", 0.0) for result in ("same", "different"))
+        if same + other:
+            rows.append([f"second labels that differ ({title})", _of((other, same)), "-"])
     if any(sum(_votes(totals, arm)) for arm in ARMS):
         rows.append(["thumbs down", *(_of(_votes(totals, arm)) for arm in ARMS)])
     quality = [
         f"- Counted since {clock(datetime.fromtimestamp(ledger.started_at, facts.as_of.tzinfo))}, "
         f"ledger revision {ledger.revision}, fresh starts {ledger.epoch - 1}.",
-        f"- Counter resets {ledger.resets}, series that ended {ledger.ended}, samples refused {ledger.refused}, "
+        f"- Counter resets {ledger.resets}, series that ended {ledger.lost_tails - ledger.resets}, samples refused {ledger.refused}, "
         f"shared incidents {ledger.incidents}.",
     ]
     if facts.status.unavailable_since:
@@ -251,6 +254,15 @@ def _who_answered(facts: Facts) -> str:
             _dependency_line(
                 "Since the promotion", dependency(ledger.since_step(facts.status.step)), goal=True
             )
+        )
+    routing = facts.status.routing
+    if routing is not None:
+        proven = "proven" if routing.certified else "not proven yet"
+        said.append(
+            f"Answers below confidence {number(routing.threshold)} go to the fallback ({proven} on {routing.labels:,} "
+            f"labels): {percent(routing.kept_share)} of the candidate's answers are kept, "
+            f"{percent(routing.kept_accuracy)} of them right; AUROC {number(routing.auroc)}, where 0.5 says that "
+            "confidence is worthless."
         )
     said.append(f"Fallbacks of the candidate: {_reasons(dependency(ledger.totals))}.")
     return "\n\n".join(said)
