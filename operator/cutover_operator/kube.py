@@ -29,6 +29,8 @@ LONGEST_WAIT_SECONDS = 5.0
 AGAIN = frozenset({429, 500, 502, 503, 504})
 EXPIRED = 410
 LISTINGS = 3
+CONNECTIONS = 16
+"""Each TLS connection of asyncio's holds a buffer of 256 KiB."""
 
 
 class KubeClient:
@@ -181,7 +183,7 @@ class KubeClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=self._seconds / 2, sock_connect=2.0),
-                connector=aiohttp.TCPConnector(limit=32),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
                 headers={"User-Agent": FIELD_MANAGER},
             )
         return self._session

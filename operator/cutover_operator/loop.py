@@ -61,7 +61,7 @@ class Memory(Protocol[W]):
 
     def gone(self, key: Key) -> None: ...
 
-    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int) -> None: ...
+    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int, looked: bool) -> None: ...
 
     async def recall(self, key: Key, now: datetime) -> W | None: ...
 
@@ -140,7 +140,7 @@ class Loop:
                 if plan.leaves_alone(world.parent):
                     return plan.again_in_seconds, "unchanged"
                 if plan.routine:
-                    return await self._routine(key, world, plan, now, changes), "ok"
+                    return await self._routine(key, world, plan, now, changes, looked=False), "ok"
         async with self._looking:
             world = await reconciler.gather(key, now)
             if world is None:
@@ -149,11 +149,13 @@ class Loop:
                 return None, "gone"
             plan = reconciler.decide(world, now)
             if plan.routine:
-                return await self._routine(key, world, plan, now, changes), "ok"
+                return await self._routine(key, world, plan, now, changes, looked=True), "ok"
             await self._execute(key, plan, world.parent, now)
             return plan.again_in_seconds, "ok"
 
-    async def _routine(self, key: Key, world: Any, plan: Plan, now: datetime, changes: int) -> float | None:
+    async def _routine(
+        self, key: Key, world: Any, plan: Plan, now: datetime, changes: int, looked: bool
+    ) -> float | None:
         """Carry out a plan from which nothing follows, and remember how things stand then. What it writes is
         compare-and-swap: a world that was not as it is any more ends in a Conflict and is forgotten."""
         memory = self._memories.get(key.resource)
@@ -173,7 +175,7 @@ class Loop:
         if seen.difference(own):
             memory.changed(key)
             return 0.0
-        memory.keep(key, world, written, changes)
+        memory.keep(key, world, written, changes, looked)
         return plan.again_in_seconds
 
     async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:

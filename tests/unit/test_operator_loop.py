@@ -266,7 +266,7 @@ class Noting:
     def gone(self, key: Key) -> None:
         self.told.append("gone")
 
-    def keep(self, key: Key, world: Seen, written: Sequence[Object], changes: int) -> None:
+    def keep(self, key: Key, world: Seen, written: Sequence[Object], changes: int, looked: bool) -> None:
         self.told.append(f"keep {len(written)}")
 
     async def recall(self, key: Key, now: datetime) -> Seen | None:
