@@ -30,6 +30,8 @@ LONGEST_WAIT_SECONDS = 5.0
 AGAIN = frozenset({429, 500, 502, 503, 504})
 EXPIRED = 410
 LISTINGS = 3
+CONNECTIONS = 16
+"""Each TLS connection of asyncio's holds a buffer of 256 KiB."""
 
 
 class KubeClient:
@@ -187,7 +189,7 @@ class KubeClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=32),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
                 headers={"User-Agent": FIELD_MANAGER},
             )
         return self._session

@@ -61,7 +61,7 @@ class Memory(Protocol[W]):
 
     def gone(self, key: Key) -> None: ...
 
-    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int) -> None: ...
+    def keep(self, key: Key, world: W, written: Sequence[Object], changes: int, looked: bool) -> None: ...
 
     async def recall(self, key: Key, now: datetime) -> W | None: ...
 
@@ -86,6 +86,8 @@ class Loop:
         self._memories = memories or {}
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
+        self._unsorted: dict[Key, set[str]] = {}
+        """Versions seen while a routine pass of the key writes."""
 
     @property
     def resources(self) -> list[Resource]:
@@ -95,6 +97,10 @@ class Loop:
         """Something of this object is at another resourceVersion: whether that asks for a pass. The next one looks at
         everything, unless the version is one that a routine pass wrote itself."""
         if version in self._own_versions:
+            return False
+        if key in self._unsorted:
+            # Perhaps our own write, whose answer is still on its way.
+            self._unsorted[key].add(version)
             return False
         memory = self._memories.get(key.resource)
         if memory is not None:
@@ -134,7 +140,7 @@ class Loop:
                 if plan.leaves_alone(world.parent):
                     return plan.again_in_seconds, "unchanged"
                 if plan.routine:
-                    return await self._routine(key, world, plan, now, changes), "ok"
+                    return await self._routine(key, world, plan, now, changes, looked=False), "ok"
         async with self._looking:
             world = await reconciler.gather(key, now)
             if world is None:
@@ -143,23 +149,33 @@ class Loop:
                 return None, "gone"
             plan = reconciler.decide(world, now)
             if plan.routine:
-                return await self._routine(key, world, plan, now, changes), "ok"
+                return await self._routine(key, world, plan, now, changes, looked=True), "ok"
             await self._execute(key, plan, world.parent, now)
             return plan.again_in_seconds, "ok"
 
-    async def _routine(self, key: Key, world: Any, plan: Plan, now: datetime, changes: int) -> float | None:
+    async def _routine(
+        self, key: Key, world: Any, plan: Plan, now: datetime, changes: int, looked: bool
+    ) -> float | None:
         """Carry out a plan from which nothing follows, and remember how things stand then. What it writes is
         compare-and-swap: a world that was not as it is any more ends in a Conflict and is forgotten."""
         memory = self._memories.get(key.resource)
+        if memory is None:
+            await self._execute(key, plan, world.parent, now)
+            return plan.again_in_seconds
+        self._unsorted[key] = set()
         try:
             written = await self._execute(key, plan, world.parent, now)
-        except KubeError:
-            if memory is not None:
-                memory.changed(key)
+        except BaseException:
+            memory.changed(key)
             raise
-        self._own_versions.extend(obj["metadata"]["resourceVersion"] for obj in written)
-        if memory is not None:
-            memory.keep(key, world, written, changes)
+        finally:
+            seen = self._unsorted.pop(key)
+        own = [obj["metadata"]["resourceVersion"] for obj in written]
+        self._own_versions.extend(own)
+        if seen.difference(own):
+            memory.changed(key)
+            return 0.0
+        memory.keep(key, world, written, changes, looked)
         return plan.again_in_seconds
 
     async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -40,6 +41,7 @@ SPREAD_SECONDS = 30.0
 """A resync is spread out, so that it is no burst on the API server."""
 GAUGE_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+GIVE_BACK_SECONDS = 60.0
 GARBAGE_OBJECTS = 50_000
 
 
@@ -124,9 +126,11 @@ async def _lead(
     watching.start()
     queue.start()
     resync = asyncio.create_task(_resync(kube, loop, queue, settings), name="resync")
+    tidying = asyncio.create_task(_give_back(), name="tidying")
     stopped = not await _first(watching.ended(), stop.wait())
     log.info("ending", extra={"asked": stopped})
     resync.cancel()
+    tidying.cancel()
     await queue.stop()
     keeping.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -136,6 +140,14 @@ async def _lead(
         with contextlib.suppress(TimeoutError):
             await watching.stop()
     return 0 if stopped else 1
+
+
+async def _give_back() -> None:
+    """What a burst of answers took goes back to the system; glibc keeps it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:
+        await asyncio.sleep(GIVE_BACK_SECONDS)
+        trim(0)
 
 
 def _lost() -> None:

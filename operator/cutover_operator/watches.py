@@ -79,6 +79,8 @@ def settings(namespaces: tuple[str, ...]) -> Any:
     chosen.watching.chunk_size = 500
     chosen.watching.connect_timeout = 10
     chosen.networking.request_timeout = 30
+    # Until then the last state of every object that changed stays in memory.
+    chosen.queueing.idle_timeout = 1.0
     chosen.process.ultimate_exiting_timeout = None
     # A Role cannot list namespaces or CRDs; what is watched is fixed then.
     chosen.scanning.disabled = bool(namespaces)

@@ -29,7 +29,8 @@ ROUNDED_FROM_SECONDS = 2.0
 """A wish for later than this is rounded down to a whole second of the loop's clock: passes come in company, and one
 question to Prometheus answers for all of them."""
 PHASED_FROM_SECONDS = 5.0
-"""A wish for later than this comes at a second of its interval that is the key's own, so that crowds that began together
+SLOT_SECONDS = 1.25
+"""A wish for later than that comes at a slot of its interval that is the key's own, so that crowds that began together
 are spread over it. Nothing waits longer for it, nor for less than half of what it asked for."""
 
 Handle = Callable[[Key], Awaitable[float | None]]
@@ -167,13 +168,12 @@ class WorkQueue:
 
 
 def _in_company(key: Key, now: float, seconds: float) -> float:
-    """The moment for a pass that is wanted `seconds` from `now`: a whole second, not later."""
-    latest = math.floor(now + seconds)
+    """The moment for a pass that is wanted `seconds` from `now`: one shared with others, not later."""
     if seconds < PHASED_FROM_SECONDS:
-        return float(latest)
-    period = int(seconds)
-    own = zlib.crc32(str(key).encode()) % period
-    return float(max(latest - (latest - own) % period, math.ceil(now + seconds / 2)))
+        return float(math.floor(now + seconds))
+    slots = int(seconds / SLOT_SECONDS)
+    latest, own = math.floor((now + seconds) / SLOT_SECONDS), zlib.crc32(str(key).encode()) % slots
+    return SLOT_SECONDS * max(latest - (latest - own) % slots, math.ceil((now + seconds / 2) / SLOT_SECONDS))
 
 
 def _grown(first_seconds: float, count: int, longest_seconds: float) -> float:

@@ -266,7 +266,7 @@ class Noting:
     def gone(self, key: Key) -> None:
         self.told.append("gone")
 
-    def keep(self, key: Key, world: Seen, written: Sequence[Object], changes: int) -> None:
+    def keep(self, key: Key, world: Seen, written: Sequence[Object], changes: int, looked: bool) -> None:
         self.told.append(f"keep {len(written)}")
 
     async def recall(self, key: Key, now: datetime) -> Seen | None:
@@ -301,3 +301,27 @@ async def test_a_pass_that_changed_something_is_followed_by_a_whole_look(kube: F
     await kube.as_user().delete(TRAINING_RUNS, NAMESPACE, RUN)
     await loop.run_pass(KEY)
     assert memory.told == ["changed", "gone"]
+
+
+async def test_a_change_seen_while_a_routine_pass_writes_is_told_apart_from_its_own(kube: FakeKube) -> None:
+    """A watch may tell of a write before the write is answered."""
+    memory = Noting()
+    plan = Plan(before=(Swap(note("ledger", n="1")),), status={"stage": "train"}, routine=True)
+
+    class Hasty(FaultyKube):
+        strangers: tuple[str, ...] = ()
+
+        async def create(self, obj: Object) -> Object:
+            made = await super().create(obj)
+            for version in (made["metadata"]["resourceVersion"], *self.strangers):
+                assert not loop.changed(KEY, version)
+            return made
+
+    hasty = Hasty(kube)
+    loop = Loop(hasty, [Fixed(kube, plan)], lambda: NOW, memories={TRAINING_RUNS: memory})
+    await loop.run_pass(KEY)
+    assert memory.told == ["keep 2"]
+    await kube.as_user().delete(CONFIG_MAPS, NAMESPACE, "ledger")
+    hasty.strangers = ("of somebody else",)
+    assert await loop.run_pass(KEY) == 0.0, "looked at again at once"
+    assert memory.told == ["keep 2", "changed"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cutover_operator import workqueue
 from cutover_operator.plan import Key
 from cutover_operator.port import TRAINING_RUNS, Conflict
-from cutover_operator.workqueue import WorkQueue, _in_company
+from cutover_operator.workqueue import SLOT_SECONDS, WorkQueue, _in_company
 
 
 def key(name: str) -> Key:
@@ -182,14 +182,15 @@ async def test_wishes_for_later_come_in_company() -> None:
 
 @given(st.floats(0, 1e6), st.floats(5.0, 3600.0))
 def test_a_crowd_that_began_together_is_spread_over_its_interval(start: float, interval: float) -> None:
-    whole = float(int(interval))
+    whole = SLOT_SECONDS * int(interval / SLOT_SECONDS)
     seconds: Counter[float] = Counter()
     for number in range(200):
         at = start
         for _ in range(4):
             wanted = _in_company(key(str(number)), at, whole)
             assert at + whole / 2 <= wanted <= at + whole
+            assert wanted % SLOT_SECONDS == 0
             at = wanted + 0.05  # a pass takes its time
         assert _in_company(key(str(number)), at, whole) == wanted + whole, "and then keeps its second"
         seconds[wanted % whole] += 1
-    assert max(seconds.values()) <= 3 * 200 / whole + 20
+    assert max(seconds.values()) <= 3 * 200 * SLOT_SECONDS / whole + 20

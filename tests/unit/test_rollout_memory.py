@@ -131,7 +131,7 @@ async def test_what_a_watch_reports_is_looked_at_at_once() -> None:
     assert (await town.status())["phase"] == "Holding"
 
 
-async def test_what_no_watch_reports_is_seen_within_five_minutes() -> None:
+async def test_what_no_watch_reports_is_seen_within_ten_minutes() -> None:
     town = await started(spec={"steps": LIVE})
     remembering(town)
     await live(town)
@@ -222,9 +222,9 @@ async def test_a_change_during_a_look_is_not_forgotten() -> None:
     assert world is not None
     seen = memory.changes(KEY)
     memory.changed(KEY)
-    memory.keep(KEY, world, [], seen)
+    memory.keep(KEY, world, [], seen, True)
     assert await memory.recall(KEY, town.clock) is None
-    memory.keep(KEY, world, [], memory.changes(KEY))
+    memory.keep(KEY, world, [], memory.changes(KEY), True)
     recalled = await memory.recall(KEY, town.clock)
     assert recalled is not None
     assert isinstance(world, World)

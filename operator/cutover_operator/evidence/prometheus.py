@@ -31,8 +31,8 @@ WINDOWS_SECONDS = (120, 300, 600, 900, 1800, 3600, 7200, 21600)
 SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
-SHARED_SECONDS = 0.7
-"""Age up to which an answer is used again, and how far ahead a query asks for others. Below the second that lies
+SHARED_SECONDS = 0.9
+"""Age up to which an answer is used again, and how far ahead a query asks for others. Below the time that lies
 between two companies of passes: the next one looks anew."""
 COMPANY_SECONDS = 0.02
 """How long the first to ask waits for others."""

@@ -1,8 +1,9 @@
 """What was last seen of each rollout, so that a look at which nothing happens costs no read of the cluster.
 
-A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for five minutes
+A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for ten minutes
 at most. Only its evidence is read anew. It can decide nothing but "nothing to do" and the routine checkpoint, which is
-compare-and-swap: before anything else is written everything is looked at again. Kept as text: as objects hundreds of worlds would take ten times the room.
+compare-and-swap: before anything else is written everything is looked at again. Kept as text: as objects hundreds of
+worlds would take several times the room.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import Evidence, Unreadable, World
 
-LOOK_SECONDS = 300.0
+LOOK_SECONDS = 600.0
 """What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
 OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods", "report_map")
 
@@ -109,9 +110,12 @@ class Memory:
         self._worlds.pop(key, None)
         self._changes.pop(key, None)
 
-    def keep(self, key: Key, world: World | Unreadable, written: Sequence[Object], changes: int) -> None:
-        """After a look and what a routine pass wrote: remember how things stand now, if that lasts."""
-        self._worlds.pop(key, None)
+    def keep(
+        self, key: Key, world: World | Unreadable, written: Sequence[Object], changes: int, looked: bool
+    ) -> None:
+        """After a routine pass and what it wrote: remember how things stand now, if that lasts. `looked`: the world was
+        read from the cluster, not remembered."""
+        known = self._worlds.pop(key, None)
         if isinstance(world, Unreadable) or changes != self.changes(key):
             return
         try:
@@ -119,8 +123,9 @@ class Memory:
                 world = _with(world, obj)
         except LedgerError:
             return
+        until = self._clock() + LOOK_SECONDS if looked or known is None else known.good_until
         if _lasts(world):
-            self._worlds[key] = _Remembered.of(world, self._clock() + LOOK_SECONDS)
+            self._worlds[key] = _Remembered.of(world, until)
 
     async def recall(self, key: Key, now: datetime) -> World | None:
         """The remembered world with the evidence of now; None when it must be looked at."""
