@@ -129,6 +129,7 @@ def test_cheap_bounds_decide_nothing_else(seed: int) -> None:
         assert (cheap.log_e_fail >= exact.log_e_fail - 1e-9).all()
 
 
+@settings(deadline=None)
 @given(COUNT, COUNT, st.floats(0.01, 0.99), st.sampled_from([-1, 1]), st.floats(1.0, 50.0))
 def test_the_bound_is_one(s: int, f: int, p0: float, side: Side, kappa: float) -> None:
     assert log_e_of(s, f, p0, side, kappa) <= float(log_e_bound(s, f, p0, side)) + 1e-6
@@ -142,6 +143,7 @@ def test_epochs_that_are_not_there_weigh_nothing() -> None:
     assert mixture(np.ones((2, 1)), np.zeros((2, 1), int)).tolist() == [0.0], "no epoch at all is no evidence"
 
 
+@settings(deadline=None)
 @given(COUNT, COUNT, st.floats(0.001, 0.3), st.floats(0.01, 0.99))
 def test_intervals_are_what_is_not_refuted(s: int, f: int, alpha: float, p: float) -> None:
     low, high = interval(s, f, alpha)

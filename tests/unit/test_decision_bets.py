@@ -35,6 +35,7 @@ def test_a_purse_is_a_few_plain_numbers() -> None:
     assert len(purse.in_play) == len(STAKES)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(COUNT, COUNT), min_size=1, max_size=8))
 def test_cutting_a_cohort_in_two_changes_nothing(cohorts: list[tuple[int, int]]) -> None:
     whole, cut = Purse.begun(), Purse.begun()
@@ -58,7 +59,7 @@ def test_epochs_of_a_purse_are_the_mixture_over_restarts() -> None:
     assert float(purse.log_wealth) == pytest.approx(float(mixture([one.log_wealth for one in fresh])))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=3), st.sampled_from([-1, 1]))
 def test_no_cohort_breaks_the_bank(counts: list[int], side: int) -> None:
     purse = Purse.begun().bet(counts, [1.0, 0.5, 0.0], 0.49, side)  # type: ignore[arg-type]

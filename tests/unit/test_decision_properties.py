@@ -178,6 +178,7 @@ def test_right_labels_never_harm_against_limit_and_control(
     assert not (before != Code.FAIL and after == Code.FAIL)
 
 
+@settings(deadline=None)
 @given(COUNT, COUNT, COUNT, st.integers(1, 50), st.sampled_from([0.05, 0.3, 1.0]))
 def test_a_right_label_in_any_stratum_helps_the_candidate(
     right: int, wrong: int, missing: int, more: int, pi: float
@@ -195,6 +196,7 @@ def test_a_right_label_in_any_stratum_helps_the_candidate(
     assert wealth(right + more, -1) <= wealth(right, -1) + 1e-9
 
 
+@settings(deadline=None)
 @given(COUNT, COUNT, COUNT, COUNT, st.integers(1, 50))
 def test_a_pair_won_instead_of_lost_helps_the_candidate(
     both: int, won: int, lost: int, neither: int, more: int

@@ -211,9 +211,10 @@ def judge_share(
 ) -> Judged:
     """A bad share that must stay at or below `limit` (errors, slow answers, custom counters).
 
-    `total` is what has been counted since judging began, `segments` is only asked when it matters, `floor` what this step's certificate may tolerate,
-    `mirrored` the same outcomes of mirrored requests per epoch, `incident` whether a shared incident is not over.
-    `fail_alpha` 0: the gate never rolls back. Not `exact`: evidence that decides nothing may be an upper bound.
+    `total` is what has been counted since judging began, `segments` is only asked for when it matters, `floor` what this
+    step's certificate may tolerate, `mirrored` the same outcomes of mirrored requests per epoch, `incident` whether a
+    shared incident is not over. `fail_alpha` 0: the gate never rolls back. Not `exact`: evidence that decides nothing may
+    be an upper bound.
     """
     n, value = total.all, portion(total.bad, total.all)
     level = log_level(np.asarray(fail_alpha) / (2.0 if margin is not None else 1.0))

@@ -1,6 +1,6 @@
 """The evidence of many runs at once: what `evidence.ledger.Ledger` keeps for one, as arrays with one column per run.
 
-The same marks at the same moments: a step entry, a shared incident, every twelve hours, a new week of watching. A unit
+The same marks at the same moments: a step entry, a shared incident, an epoch that is due, a new week of watching. A unit
 test drives both through the same histories.
 """
 
