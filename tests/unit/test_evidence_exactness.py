@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutover.contract import COST, DURATION, REQUESTS, ROUTE_GENERATION
+from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
@@ -61,6 +61,10 @@ class World:
     alive: dict[str, Replica] = field(default_factory=dict)
     history: dict[Row, list[Sample]] = field(default_factory=dict)
     late: list[tuple[float, Row, Sample]] = field(default_factory=list)
+    labelled: int = 0
+    """Right labels in the database."""
+    labels_shown: int = 0
+    """The most that any replica of the assessments service has shown."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -82,6 +86,10 @@ class World:
                 self.born(place, replica.name if self.random.random() < 0.5 else f"{replica.name}x")
             elif self.random.random() >= self.missed:
                 self.scrape(replica)
+        self.labelled += self.random.randrange(3)
+        for name in ("as-0", "as-1"):
+            if self.random.random() >= self.missed:
+                self.scrape_labels(name, self.labelled - self.random.randrange(3))
         due = [one for one in self.late if one[0] <= self.now]
         self.late = [one for one in self.late if one[0] > self.now]
         for _, row, sample in due:
@@ -106,10 +114,25 @@ class World:
                 row = (metric, tuple(sorted(named.items())))
                 self.late.append((visible, row, (at, float(value))))
 
+    def scrape_labels(self, replica: str, value: int) -> None:
+        """Every replica exports the database's total, some of them a moment later."""
+        self.labels_shown = max(self.labels_shown, value)
+        labels = {
+            "rollout": "r",
+            "arm": "candidate",
+            "version": "v1",
+            "field": "overall",
+            "stratum": "all",
+            "result": "right",
+            "instance": replica,
+        }
+        row = (LABELS_MATURED, tuple(sorted(labels.items())))
+        self.late.append((self.now, row, (self.now, float(max(value, 0)))))
+
     def read(self, window_seconds: float) -> dict[str, Answer]:
         """What Prometheus answers now, in an order of its own."""
         oldest = max(self.now - window_seconds, self.now - self.retention_seconds)
-        found: dict[str, list[Series]] = {REQUESTS: [], DURATION: [], COST: []}
+        found: dict[str, list[Series]] = {REQUESTS: [], DURATION: [], COST: [], LABELS_MATURED: []}
         for (metric, labels), samples in self.history.items():
             inside = [s for s in samples if s[0] > oldest or (self.closed_windows and s[0] == oldest)]
             if inside:
@@ -138,6 +161,7 @@ class World:
             "duration/candidate/2/fast": ok,
             "duration/candidate/2/all": ok + errors,
             "cost/candidate": (ok + errors) * USD,
+            "labels/candidate/overall/right": self.labels_shown,
         }
 
 
