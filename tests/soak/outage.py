@@ -92,6 +92,17 @@ def _answers(totals: tally.Totals, arm: str) -> float:
     return sum(totals.get(f"requests/{arm}/{outcome}", 0.0) for outcome in ("ok", "error", "deferred"))
 
 
+def manifest(stack: Stack, candidate: dict[str, Any]) -> str:
+    """The demo's rollout, with a last step long enough for an outage to fall into it before the promotion."""
+    text = stack.render(
+        "rollout.yaml", NAME=ROLLOUT, CANDIDATE=candidate, SERVING={"engine": "external"}, GATEWAY=GATEWAY
+    )
+    short, long = "{weight: 100, minDuration: 5s", "{weight: 100, minDuration: 120s"
+    if short not in text:
+        raise RuntimeError(f"the demo's rollout has no step {short!r} any more")
+    return text.replace(short, long)
+
+
 class Soak:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -124,7 +135,7 @@ class Soak:
         stack.kube.call("driver", "/surveyor", {"on": True})
         self.traffic(0)
         candidate = story.candidate_at(stack, "slow-model", "outage-1")
-        story.start_rollout(stack, ROLLOUT, candidate, {"engine": "external"})
+        stack.kube.apply(manifest(stack, candidate))
         # From the first request on, all belong to this rollout.
         stack.kube.wait("the first step in force", lambda: bool(self.status().get("stepConfirmedAt")), 180)
         self.traffic(REQUESTS_PER_SECOND, reset=True)
