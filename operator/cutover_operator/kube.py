@@ -7,11 +7,12 @@ twice is the same as trying once (everything but `create`); 409 becomes Conflict
 from __future__ import annotations
 
 import asyncio
-import json
 import random
+from collections.abc import AsyncIterator
 from urllib.parse import quote, urlencode
 
 import aiohttp
+import orjson
 
 from cutover.api.base import FIELD_MANAGER
 from cutover_operator.access import Access
@@ -21,6 +22,7 @@ Objects = list[Object]
 """The verb `list` hides the type of that name inside the class."""
 APPLY_TYPE = "application/apply-patch+yaml"
 PAGE = 500
+NAMES_PAGE = 50
 REQUEST_SECONDS = 4.5
 """Of a write with its repeats, within the five seconds between the Lease's renew deadline and its end: no write outlives
 leadership. A read may take twice as long."""
@@ -89,6 +91,26 @@ class KubeClient:
                 return found
             query["continue"] = token
 
+    async def names(self, resource: Resource, namespace: str | None) -> AsyncIterator[tuple[str, str]]:
+        """(namespace, name) of every object, page by page: the objects themselves are never in memory together. Names
+        come twice when the listing outlived its snapshot and began again."""
+        query, begun_again = {"limit": str(NAMES_PAGE)}, 0
+        while True:
+            try:
+                page = await self._json("GET", f"{_path(resource, namespace)}?{urlencode(query)}")
+            except KubeError as error:
+                begun_again += 1
+                if error.status != EXPIRED or begun_again >= LISTINGS:
+                    raise
+                query.pop("continue", None)
+                continue
+            for item in page["items"]:
+                yield item["metadata"]["namespace"], item["metadata"]["name"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
     async def create(self, obj: Object) -> Object:
         path = f"{_path(resource_of(obj), obj['metadata'].get('namespace'))}?fieldManager={FIELD_MANAGER}"
         return await self._json("POST", path, obj, again=False)
@@ -132,7 +154,7 @@ class KubeClient:
         content_type: str = "",
         again: bool = True,
     ) -> Object:
-        answer: Object = json.loads(
+        answer: Object = orjson.loads(
             await self._request(method, path, body, content_type=content_type, again=again)
         )
         return answer
@@ -146,7 +168,7 @@ class KubeClient:
         content_type: str = "",
         again: bool = True,
     ) -> bytes:
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else orjson.dumps(body)
         tries = TRIES if again else 1
         seconds = 2 * self._seconds if method == "GET" else self._seconds
         deadline = asyncio.get_running_loop().time() + seconds
@@ -228,6 +250,6 @@ def _failure(status: int, message: str) -> KubeError:
 def _message(answer: bytes) -> str:
     """The sentence of a Status object, else the start of the body."""
     try:
-        return str(json.loads(answer)["message"])[:1000]
+        return str(orjson.loads(answer)["message"])[:1000]
     except (ValueError, KeyError, TypeError):
         return answer[:300].decode(errors="replace")

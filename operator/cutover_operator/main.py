@@ -26,7 +26,7 @@ from cutover_operator.kube import KubeClient
 from cutover_operator.lease import GatedKube, Lease
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key
-from cutover_operator.port import Kube, KubeError
+from cutover_operator.port import KubeError
 from cutover_operator.rollout.reconciler import RolloutReconciler
 from cutover_operator.settings import Settings, SettingsError
 from cutover_operator.telemetry import Telemetry, configure_logging
@@ -157,32 +157,31 @@ def _lost() -> None:
     os._exit(1)
 
 
-async def _kinds_served(kube: Kube, loop: Loop, settings: Settings) -> None:
+async def _kinds_served(kube: KubeClient, loop: Loop, settings: Settings) -> None:
     """Return when the API server knows the custom resources; before that a watch would never begin."""
     while True:
         try:
             for resource in loop.resources:
-                await kube.list(resource, settings.namespaces[0] if settings.namespaces else None)
+                names = kube.names(resource, settings.namespaces[0] if settings.namespaces else None)
+                await anext(names, None)
             return
         except KubeError as error:
             log.warning("custom resources not served yet", extra={"why": str(error)})
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _resync(kube: Kube, loop: Loop, queue: WorkQueue, settings: Settings) -> None:
+async def _resync(kube: KubeClient, loop: Loop, queue: WorkQueue, settings: Settings) -> None:
     """Every object gets a pass now and then, whatever a watch may have missed."""
     wait = 0.0
     while True:
         for resource in loop.resources:
             for namespace in settings.namespaces or (None,):
                 try:
-                    found = await kube.list(resource, namespace)
+                    async for place in kube.names(resource, namespace):
+                        later = random.uniform(0.0, min(wait, SPREAD_SECONDS))  # noqa: S311
+                        queue.add_after(Key(resource, *place), later)
                 except KubeError as error:
                     log.warning("resync", extra={"kind": resource.kind, "why": str(error)})
-                    continue
-                for obj in found:
-                    key = Key(resource, obj["metadata"]["namespace"], obj["metadata"]["name"])
-                    queue.add_after(key, random.uniform(0.0, min(wait, SPREAD_SECONDS)))  # noqa: S311
         wait = RESYNC_SECONDS
         await asyncio.sleep(RESYNC_SECONDS)
 

@@ -135,11 +135,14 @@ async def test_what_is_not_applied_again_goes_away_in_both_servers_alike(kube: K
 
 async def test_long_lists_come_whole(kube: KubeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cutover_operator.kube.PAGE", 7)
+    monkeypatch.setattr("cutover_operator.kube.NAMES_PAGE", 7)
     for number in range(20):
         await kube.apply(note(f"page-{number}"))
     found = await kube.list(CONFIG_MAPS, NAMESPACE, "kind=note")
     assert len({one["metadata"]["name"] for one in found}) == 20
     assert {one["kind"] for one in found} == {"ConfigMap"}
+    names = {name async for _, name in kube.names(CONFIG_MAPS, NAMESPACE)}
+    assert names >= {f"page-{number}" for number in range(20)}
 
 
 async def test_one_of_five_takes_the_lease_and_the_next_after_a_release(kube: KubeClient) -> None:

@@ -117,6 +117,17 @@ async def test_a_list_that_outlives_its_snapshot_starts_again(kube: KubeClient, 
     assert "continue=abc" in script.requests[3][1]
 
 
+async def test_names_that_outlive_their_snapshot_begin_again(kube: KubeClient, script: Script) -> None:
+    first = found(metadata={"continue": "abc"}, items=[{"metadata": {"namespace": "n", "name": "a"}}])
+    last = found(metadata={}, items=[{"metadata": {"namespace": "m", "name": "b"}}])
+    script.answers = [first, said(410, "expired"), first, last]
+    assert [place async for place in kube.names(CONFIG_MAPS, None)] == [("n", "a"), ("n", "a"), ("m", "b")]
+    assert "continue" not in script.requests[2][1]
+    script.answers = [said(410, "expired")] * 9
+    with pytest.raises(KubeError):
+        [place async for place in kube.names(CONFIG_MAPS, None)]
+
+
 async def test_delete_says_whom_it_means(kube: KubeClient, script: Script) -> None:
     script.answers = [found()]
     await kube.delete(PODS, "ns", "pod", uid="u-1")

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import orjson
+
 from cutover_operator.evidence.samples import Sample
 from cutover_operator.rollout.evalue import Bettor
 
@@ -215,7 +217,7 @@ class Ledger:
     def from_json(cls, text: str) -> Ledger:
         """Raises LedgerError."""
         try:
-            document = json.loads(text)
+            document = orjson.loads(text)
             schema = document.pop("schema_version")
             if schema > SCHEMA_VERSION:
                 raise LedgerError(f"ledger schema {schema} is newer than this operator's {SCHEMA_VERSION}")

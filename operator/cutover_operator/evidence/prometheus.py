@@ -13,7 +13,6 @@ there are, and an answer is never older than that when it is used.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
+import orjson
 
 from cutover.contract import DURATION, SHADOW_DURATION
 from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
@@ -271,7 +271,7 @@ class Prometheus:
         if status != 200:
             return Unavailable("HttpError", f"Prometheus at {url} answered {status}: {_error_text(body)}")
         try:
-            return samples_of(json.loads(body), served_at)
+            return samples_of(orjson.loads(body), served_at)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Unavailable(
                 "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
@@ -309,7 +309,7 @@ def _served_at(date: str | None) -> float:
 
 def _error_text(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error"])[:256]
+        return str(orjson.loads(body)["error"])[:256]
     except (ValueError, KeyError, TypeError, RecursionError):
         return body[:128].decode("utf-8", "replace")
 

@@ -46,6 +46,10 @@ class Code(IntEnum):
     UNAVAILABLE = 3
 
 
+# numpy asks a member of an enum for a dozen attributes before it takes it for a number.
+_INSUFFICIENT, _PASS, _FAIL, _UNAVAILABLE = (np.int8(code) for code in Code)
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Arrays of one shape `(...)`."""
@@ -189,7 +193,7 @@ def _averaged(one: Floats, other: Floats) -> Floats:
 
 
 def _coded(fail: Bools, good: Bools) -> NDArray[np.int8]:
-    return np.where(fail, Code.FAIL, np.where(good, Code.PASS, Code.INSUFFICIENT)).astype(np.int8)
+    return np.where(fail, _FAIL, np.where(good, _PASS, _INSUFFICIENT))
 
 
 def judge_share(
@@ -289,7 +293,7 @@ def judge_accuracy(
         below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
         worse, proven = ~fail & below, proven & within
     code = _coded(fail | worse, proven & (n > 0))
-    code = np.where((code != Code.FAIL) & ~np.asarray(available), Code.UNAVAILABLE, code).astype(np.int8)
+    code = np.where((code != _FAIL) & ~np.asarray(available), _UNAVAILABLE, code)
     nobody = np.zeros(shape, bool)
     return Judged(code, value, n, log_pass, log_fail, nobody, nobody, worse)
 
@@ -321,7 +325,7 @@ def judge_accuracy_bets(
         worse = ~fail & (np.asarray(log_below) >= level)
         proven = proven & (np.asarray(log_within) >= enough)
     code = _coded(fail | worse, proven)
-    code = np.where((code != Code.FAIL) & ~np.asarray(available), Code.UNAVAILABLE, code).astype(np.int8)
+    code = np.where((code != _FAIL) & ~np.asarray(available), _UNAVAILABLE, code)
     nobody = np.zeros(n.shape, bool)
     shown_pass = log_pass if log_pass is not None else log_within
     shown_fail = log_fail if log_fail is not None else log_below

@@ -8,12 +8,13 @@ worlds would take several times the room.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
+
+import orjson
 
 from cutover.api.modelrollout import ModelRollout
 from cutover.route import GatewayConfig
@@ -41,7 +42,7 @@ class _Remembered:
     """A world without what its objects say; those are text."""
 
     rest: World
-    objects: str
+    objects: bytes
     gateway: str
     good_until: float
 
@@ -56,6 +57,7 @@ class _Remembered:
             spec=None,  # type: ignore[arg-type]  # read again from the text
             status=None,  # type: ignore[arg-type]
             site=world.site,
+            remembered=True,
             known_gateways=world.known_gateways,
             rollouts=world.rollouts,
             gateways=world.gateways,
@@ -65,10 +67,10 @@ class _Remembered:
                 scraped_replicas=seen.scraped_replicas,
             ),
         )
-        return cls(rest, json.dumps([getattr(world, name) for name in OBJECTS]), gateway, good_until)
+        return cls(rest, orjson.dumps([getattr(world, name) for name in OBJECTS]), gateway, good_until)
 
     def world(self) -> World:
-        objects = dict(zip(OBJECTS, json.loads(self.objects), strict=True))
+        objects = dict(zip(OBJECTS, orjson.loads(self.objects), strict=True))
         objects["pods"] = tuple(objects["pods"])
         rollout = ModelRollout.from_object(objects["parent"])
         return replace(

@@ -28,6 +28,11 @@ class Move(IntEnum):
     FREEZE = 3
 
 
+# As plain numbers: numpy takes a member of an enum apart each time.
+_HOLD, _ADVANCE, _ROLL_BACK, _FREEZE = (np.int8(move) for move in Move)
+_PASS, _FAIL = np.int8(Code.PASS), np.int8(Code.FAIL)
+
+
 def choose(
     codes: ArrayLike,
     shared: ArrayLike,
@@ -51,16 +56,16 @@ def choose(
     step's route, pods and scrapes are all in order. `too_late`: the step's deadline has passed and says roll back.
     """
     said = np.asarray(codes)
-    failed = said == Code.FAIL
+    failed = said == _FAIL
     excused = np.asarray(shared) | (np.asarray(excusable) & np.asarray(control_down))
     own = (failed & ~excused).any(axis=0)
-    passed = (~np.asarray(wanted) | (said == Code.PASS)).all(axis=0)
+    passed = (~np.asarray(wanted) | (said == _PASS)).all(axis=0)
     ready = passed & enough_requests & enough_time & in_force
     still = np.asarray(promoted) | np.asarray(held)
-    chosen = np.where(ready, Move.ADVANCE, np.where(too_late, Move.ROLL_BACK, Move.HOLD))
-    chosen = np.where(still, Move.HOLD, chosen)
-    chosen = np.where(failed.any(axis=0) | np.asarray(incident), Move.FREEZE, chosen)
-    return np.where(own, Move.ROLL_BACK, chosen).astype(np.int8)
+    chosen = np.where(ready, _ADVANCE, np.where(too_late, _ROLL_BACK, _HOLD))
+    chosen = np.where(still, _HOLD, chosen)
+    chosen = np.where(failed.any(axis=0) | np.asarray(incident), _FREEZE, chosen)
+    return np.asarray(np.where(own, _ROLL_BACK, chosen), dtype=np.int8)
 
 
 def incident_lasts(

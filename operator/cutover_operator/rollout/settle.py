@@ -52,10 +52,9 @@ def settle(draft: Draft) -> Plan:
     )
     old = draft.world.status
     routine = not is_news(old, status.model_copy(update={"ledger": old.ledger}))
-    if routine and status.ledger == old.ledger:
-        status = old
+    written = not routine or status.ledger != old.ledger
     return Plan(
-        status=status.to_wire(),
+        status=status.to_wire() if written else None,
         before=tuple(before),
         after=tuple(after),
         notices=tuple(draft.notices),
@@ -233,6 +232,8 @@ def _children(draft: Draft, after: list[Action]) -> None:
         after.extend(Apply(resources.released(live)) for live in (world.deployment, world.service) if live)
         return
     if spec.serving.engine == "external" or draft.model is None:
+        return
+    if world.remembered:
         return
     wanted = (
         resources.deployment(spec, draft.model, draft.owner, world.site.images),

@@ -83,6 +83,8 @@ class World:
     """The candidate's pods."""
     gateways: tuple[GatewayPod, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
+    remembered: bool = False
+    """Nothing but the evidence was read anew since a whole look found the children as they must be."""
     report_map: dict[str, Any] | None = None
     """The written report as stored; looked at only after an end."""
 
