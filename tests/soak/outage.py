@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import clusters
+from cutover_operator.evidence.ledger import ENDED_SECONDS
 from demo import stack as demo_stack
 from demo import story, tally
 from demo.kubectl import Kubectl
@@ -107,6 +108,7 @@ class Soak:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.trial = Trial()
+        self.killed_at = 0.0
 
     # ------------------------------------------------------------ looking
     def status(self) -> dict[str, Any]:
@@ -146,12 +148,13 @@ class Soak:
         self.trial.failed_requests = seen["failed"]
         self.trial.gateways = tally.gateway_totals(stack, ROLLOUT)
         tally.scraped(stack, self.trial.gateways, ROLLOUT)
-        settled_at = time.time()
-        say("waiting for the ledger's next checkpoint")
+        # That a series has ended is known only some time after its last sample.
+        settled_at = max(time.time(), self.killed_at + ENDED_SECONDS + 30.0)
+        say("waiting for a checkpoint of the ledger that can know of the dead pod")
         stack.kube.wait(
             "a checkpoint",
             lambda: tally.ledger(stack, ROLLOUT).written_at > settled_at,
-            CHECKPOINT_SECONDS,
+            ENDED_SECONDS + CHECKPOINT_SECONDS,
             5.0,
         )
         evidence = tally.ledger(stack, ROLLOUT)
@@ -196,6 +199,7 @@ class Soak:
             f"{pod} is killed with {sum(self.trial.never_shown.values()):.0f} requests that were never scraped"
         )
         self.stack.kube.run("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
+        self.killed_at = time.time()
         self.stack.kube.wait_ready(f"cutover.dev/gateway={GATEWAY}", 180, count=2)
         self.traffic(REQUESTS_PER_SECOND)
 
