@@ -385,6 +385,7 @@ class TrainingRunStatus(StatusModel):
     data: DataSummary | None = None
     evaluation: EvaluationSummary | None = None
     accuracy_text: Annotated[str, Field(max_length=32)] = ""
+    """Accuracy of the field the first of `evaluation.gates` is about; without one, `overall`."""
     model: ModelVersion | None = None
     model_text: Annotated[str, Field(max_length=260)] = ""
     reason: Annotated[str, Field(max_length=128)] = ""
