@@ -26,6 +26,8 @@ StageName = Stage | Literal["export"]
 
 DATA_FOLDER = "data"
 """train.jsonl, validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
+DATA_PAGE = "report.html"
+"""In the data folder: the data report for people."""
 EXPORT_FOLDER = "export"
 """rows.jsonl as exported, MANIFEST.json."""
 CHECKPOINT_FOLDER = "checkpoints"
@@ -33,6 +35,9 @@ CHECKPOINT_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 """The trained adapter: peft files, processor, `cutover.json` (base digest, versions), probe.json, MANIFEST.json."""
 EVALUATION_FILE = "evaluation.json"
+"""Everything measured on the test part, and the confidence curve."""
+EVALUATION_PAGE = "evaluation.html"
+"""The same for people, with pictures of the worst errors."""
 
 
 def done_file(stage: str) -> str:
@@ -62,6 +67,8 @@ class StageConfig(WireModel):
     source_path: str | None = None
     """Local file or folder when the dataset source is a claim."""
     source_token_file: str | None = None
+    previous_adapter_path: str | None = None
+    """`evaluation.previousAdapter` as the pod finds it: file://…, s3://…, gs://…"""
     mlflow_token_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
     """Origins (scheme://host:port) of private addresses the fetcher may open: the export source itself."""

@@ -121,7 +121,7 @@ def _run(prepared: Path, seed: int, targets: str, rate: float, epochs: int) -> O
     losses = json.loads((workspace / "run/training.json").read_bytes())["loss"]
     base_answers = next((workspace / "run/evaluation").glob("*/base*"))
     said = json.loads(base_answers.read_bytes())
-    readable = sum(not isinstance(read_answer(text), Unreadable) for text in said)
+    readable = sum(not isinstance(read_answer(answer["text"]), Unreadable) for answer in said)
     outcome = Outcome(
         seed=seed,
         targets=targets,

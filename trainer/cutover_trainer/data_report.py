@@ -23,7 +23,6 @@ from cutover_trainer.report_page import Sheet, report_page
 from cutover_trainer.split import Part, Shares
 
 JSON_FILE = "report.json"
-PAGE_FILE = "report.html"
 REFUSED_FILE = "refused.jsonl"
 REPORTED_BAD_ROWS = 1000
 REPORTED_PAIRS = 500

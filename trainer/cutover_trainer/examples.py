@@ -37,6 +37,8 @@ class Example(BaseModel):
     answer: str
     truth: Mapping[str, str]
     control: Mapping[str, Any] | None
+    people: Sequence[Mapping[str, str]] = ()
+    """What each person said who labelled it."""
 
     @property
     def size(self) -> tuple[int, int]:

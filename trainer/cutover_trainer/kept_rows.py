@@ -54,6 +54,7 @@ class KeptRow:
             answer=answer_text(self.row.answer),
             truth=self.row.truth,
             control=self.row.control,
+            people=self.row.people,
         )
 
 

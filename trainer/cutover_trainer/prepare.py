@@ -18,7 +18,7 @@ import jsonschema_rs
 import orjson
 
 from cutover.api.trainingrun import DataSummary
-from cutover.stages import DATA_FOLDER, EXPORT_FOLDER, StageConfig, StageResult
+from cutover.stages import DATA_FOLDER, DATA_PAGE, EXPORT_FOLDER, StageConfig, StageResult
 from cutover_trainer import data_report
 from cutover_trainer.base_model import base_folder
 from cutover_trainer.data_report import DataReport, Divided
@@ -26,6 +26,7 @@ from cutover_trainer.encoding import Encoder, Unencodable
 from cutover_trainer.examples import PICTURES_FOLDER, encode_lines
 from cutover_trainer.export import ROWS_FILE, export_rows
 from cutover_trainer.findings import findings
+from cutover_trainer.gates import gate_mistakes
 from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.kept_rows import KeptRow
 from cutover_trainer.manifest import MANIFEST_FILE, FileEntry, build_manifest, entry_of, fetch_folder
@@ -81,6 +82,10 @@ def _check_settings(config: StageConfig) -> None:
             f"dataset.split: train {split.train}, validation {split.validation}, test {split.test} add up to {total:g}; "
             "they must add up to 1, with train and test above 0",
         )
+    mistakes = gate_mistakes(config.task, config.spec.evaluation.gates)
+    if mistakes:
+        # Said before a GPU is asked for, although the gates are used last.
+        raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
     compute = config.spec.compute
     if compute.gpus * compute.nodes > 1:
         raise BadInput(
@@ -219,7 +224,7 @@ def _finish(config: StageConfig, store: ArtifactStore, reading: _Reading) -> Sta
     )
     message = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test rows"
     if found.bad:
-        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/{data_report.PAGE_FILE}"
+        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/{DATA_PAGE}"
     if odd:
         message += f"; worth a look: {', '.join(finding.kind for finding in odd)}"
     return StageResult(stage="prepare", outcome="done", message=message, data=summary)
@@ -235,7 +240,7 @@ def _write_report(store: ArtifactStore, report: DataReport) -> dict[str, bytes]:
         store.put(f"{DATA_FOLDER}/{name}", data)
     pictures = f"{DATA_FOLDER}/{PICTURES_FOLDER}"
     page = report.page(lambda digest: load(store.get(f"{pictures}/{digest}")))
-    store.put(f"{DATA_FOLDER}/{data_report.PAGE_FILE}", page)
+    store.put(f"{DATA_FOLDER}/{DATA_PAGE}", page)
     return files
 
 

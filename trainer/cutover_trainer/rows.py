@@ -18,6 +18,7 @@ import orjson
 
 from cutover.chat import picture_urls, template_messages
 from cutover.task import Task, Unreadable, read_answer
+from cutover_trainer.people import Labels, people_in
 from cutover_trainer.refused import BadRow, RowWrong
 
 CONTROL_TEXT = re.compile(
@@ -56,6 +57,8 @@ class Row:
     control: Mapping[str, Any] | None
     """What today's model said; an unreadable answer is an empty mapping, hence wrong."""
     validated: bool
+    people: Labels = ()
+    """What each person said who labelled it, without their names."""
 
 
 def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, group_by: str) -> Row | BadRow:
@@ -81,6 +84,7 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
             truth=truth,
             control=control,
             validated=_validated(document),
+            people=people_in(document.get("labels"), task.scored_fields),
         )
     except RowWrong as wrong:
         return wrong.at(line, row_id)

@@ -22,6 +22,7 @@ from cutover.api.modelrollout import (
 from cutover.api.trainingrun import (
     Dataset,
     DatasetSource,
+    Evaluation,
     EvaluationGate,
     FineTune,
     Output,
@@ -185,6 +186,19 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "evaluation.gates: metric jsonValidity is about whole answers; remove field",
             field=".field",
             reason="FieldValueForbidden",
+        ),
+        Rule(
+            f"!(self.metric in ['macroF1', 'recall']) || !has(self.field) || self.field != '{FIELD_OVERALL}'",
+            "evaluation.gates: metrics macroF1 and recall are about the classes of one field; name a scored field, or "
+            "leave field out for the first one",
+            field=".field",
+        ),
+    ),
+    Evaluation: (
+        Rule(
+            "!has(self.previousAdapter) || !self.previousAdapter.split('/').exists(part, part == '..')",
+            "evaluation.previousAdapter must stay inside the claim; write it without ..",
+            field=".previousAdapter",
         ),
     ),
     Output: (one_of(("claim", "uri"), "output needs exactly one of claim and uri"),),

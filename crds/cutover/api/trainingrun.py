@@ -194,10 +194,12 @@ class Tuning(ApiModel):
 class EvaluationGate(ApiModel):
     """What the trained model must reach on the test part before it is registered."""
 
-    metric: Literal["accuracy", "jsonValidity", "recall"] = "accuracy"
-    """accuracy and recall compare with human labels; jsonValidity: answers that fit the task's schema."""
+    metric: Literal["accuracy", "macroF1", "recall", "jsonValidity"] = "accuracy"
+    """accuracy, macroF1 (mean F1 of the classes that occur) and recall compare with human labels; jsonValidity: answers
+    that fit the task's schema."""
     field: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Answer field; none means every scored field right."""
+    """Answer field. None means for accuracy every scored field right, for macroF1 and recall the task's first scored
+    field."""
     class_: Annotated[str | None, Field(alias="class", max_length=128)] = None
     """recall: the class whose share found is gated."""
     min: Fraction
@@ -211,6 +213,19 @@ class Evaluation(ApiModel):
     """A model that misses one is not registered."""
     compare_with: Literal["none", "base", "control", "baseAndControl"] = "baseAndControl"
     """Whose answers are scored beside the trained model's: the untrained base, today's model, or both."""
+    previous_adapter: (
+        Annotated[
+            str,
+            Field(
+                min_length=6,
+                max_length=2048,
+                pattern=r"^(s3|gs|claim)://.+/[^/]+$",
+            ),
+        ]
+        | None
+    ) = None
+    """An earlier run's adapter of the same base, as its `status.model.adapterUri` has it: asked the same questions, and
+    compared in pairs on the rows it was not trained on."""
 
 
 class Compute(ApiModel):
@@ -333,6 +348,21 @@ class DataSummary(StatusModel):
 Shares = Annotated[dict[str, Fraction], Field(max_length=32)]
 
 
+class ConfidenceSummary(StatusModel):
+    """What answering only when sure would be worth: from the validation part, never from the test part."""
+
+    rows: Count = 0
+    """Valid answers the curve stands on."""
+    auroc: Measured = None
+    """Chance that a right answer is more confident than a wrong one; 0.5 says that confidence is worthless."""
+    floor: Measured = None
+    """Accuracy the kept answers must have: the accuracy gate's `min`."""
+    threshold: Measured = None
+    """Lowest confidence whose kept answers are proven to have it; absent when none is."""
+    kept_share: Measured = None
+    """Share of the valid answers that are at least so confident."""
+
+
 class EvaluationSummary(StatusModel):
     """Shares in 0..1 on the test part."""
 
@@ -341,6 +371,14 @@ class EvaluationSummary(StatusModel):
     """Per answer field, and `overall` for all scored fields right."""
     accuracy_before: Shares = Field(default_factory=dict)
     accuracy_control: Shares = Field(default_factory=dict)
+    accuracy_previous: Shares = Field(default_factory=dict)
+    """Of `evaluation.previousAdapter`, on the rows it was not trained on."""
+    macro_f1: Annotated[Shares, Field(alias="macroF1")] = Field(default_factory=dict)
+    human_agreement: Shares = Field(default_factory=dict)
+    """How often two people say the same of one row, over all prepared rows: the ceiling of what accuracy can show."""
+    human_rows: Count = 0
+    """Rows two or more people labelled."""
+    confidence: ConfidenceSummary | None = None
     json_validity: Measured = None
     latency_p95_seconds: Measured = None
 
