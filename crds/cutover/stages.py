@@ -25,11 +25,11 @@ StageName = Stage | Literal["export"]
 """The commands of the trainer; export is also the first step of prepare."""
 
 DATA_FOLDER = "data"
-"""train.jsonl, validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
+"""train.jsonl (synthetic rows among them marked), validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
 DATA_PAGE = "report.html"
 """In the data folder: the data report for people."""
 EXPORT_FOLDER = "export"
-"""rows.jsonl as exported, MANIFEST.json."""
+"""rows.jsonl as exported, the rows of dataset.synthetic last; MANIFEST.json."""
 CHECKPOINT_FOLDER = "checkpoints"
 """step-00000123/: adapter, optimizer, MANIFEST.json written last."""
 ADAPTER_FOLDER = "adapter"
@@ -66,6 +66,8 @@ class StageConfig(WireModel):
     """Local folder, or hf:// s3:// gs:// URI as in the spec."""
     source_path: str | None = None
     """Local file or folder when the dataset source is a claim."""
+    synthetic_path: str | None = None
+    """The same for `dataset.synthetic`."""
     source_token_file: str | None = None
     previous_adapter_path: str | None = None
     """`evaluation.previousAdapter` as the pod finds it: file://…, s3://…, gs://…"""

@@ -161,7 +161,14 @@ TRAINING_MISTAKES = [
     wrong("name too long", {"metadata.name": "a" * 53}, "metadata.name", "52"),
     wrong("name with a dot", {"metadata.name": "damage.v1"}, "metadata.name", "should match"),
     wrong("tuning", {"spec.tuning": {"trials": 4}}, "spec.tuning", "not supported by this version; remove it"),
-    wrong("synthetic", {"spec.dataset.synthetic": {"uri": S3}}, "spec.dataset.synthetic", "not supported", "remove it"),
+    wrong(
+        "two synthetic sources",
+        {"spec.dataset.synthetic": {"uri": S3, "claim": {"name": "made"}}},
+        "spec.dataset.synthetic",
+        "from uri or from claim",
+    ),
+    wrong("synthetic mostly", {"spec.dataset.synthetic": {"maxShare": 0.6}}, "synthetic.maxShare", "less than or equal to 0.5"),
+    wrong("synthetic by http", {"spec.dataset.synthetic": {"uri": "https://x/rows"}}, "synthetic.uri", "(s3|gs)://"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
     wrong("queue", {"spec.compute.queueName": "gpu"}, "spec.compute.queueName", "not supported", "remove it"),
 ]  # fmt: skip

@@ -58,6 +58,7 @@ def trained(
     folder = tmp_path / uid
     store = ArtifactStore(f"file://{folder}")
     commit_folder(store, "adapter", {"cutover.json": json.dumps(FACTS).encode(), "weights": weights}, {})
+    commit_folder(store, "data", {"train.jsonl": b""}, {"rows": 90, "syntheticRows": 7})
     store.put("training.json", json.dumps(TRAINING).encode())
     store.put("evaluation.json", json.dumps(EVALUATION).encode())
     document = stage_document(folder)
@@ -98,6 +99,7 @@ def test_a_run_a_version_and_an_alias_once(server: str, tmp_path: Path) -> None:
     run = client.get_run(result.model.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["cutover.data.digest"] == "d" * 64
+    assert run.data.tags["cutover.data.synthetic"] == version.tags["cutover.data.synthetic"] == "7"
     assert run.data.tags["cutover.adapter.digest"] == result.model.digest
     assert run.data.params["learningRate"] == "0.0002"
     evaluated = {name: value for name, value in run.data.metrics.items() if not name.startswith("train/")}

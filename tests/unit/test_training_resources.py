@@ -111,6 +111,22 @@ def test_secrets_reach_only_the_stage_that_needs_them_and_only_as_files() -> Non
     assert config.allowed_origins == ("http://a:80",)
 
 
+def test_synthetic_rows_of_a_claim_are_mounted_where_rows_are_read() -> None:
+    dataset = {**SPEC["dataset"], "synthetic": {"claim": {"name": "made-up", "path": "walls"}}}
+    for stage in STAGES:
+        one = built(stage, dataset=dataset)
+        containers = [*pod_of(one).get("initContainers", []), *pod_of(one)["containers"]]
+        for container in containers:
+            mounted = [mount for mount in container["volumeMounts"] if mount["name"] == "synthetic"]
+            assert bool(mounted) == (stage == "prepare")
+            assert all(mount["readOnly"] for mount in mounted)
+        assert config_of(one).synthetic_path == "/synthetic/walls"
+        spec = TrainingRunSpec.model_validate({**SPEC, "dataset": dataset})
+        assert ("claim 'made-up'" in needs(spec, stage)) == (stage == "prepare")
+    stored = {**SPEC["dataset"], "synthetic": {"uri": "s3://made-up/walls"}}
+    assert config_of(built("prepare", dataset=stored)).synthetic_path is None
+
+
 def test_an_earlier_adapter_is_mounted_where_it_is_compared_with() -> None:
     evaluation = {"previousAdapter": "claim://models-before/old/adapter"}
     for stage in STAGES:

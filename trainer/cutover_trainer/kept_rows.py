@@ -55,6 +55,7 @@ class KeptRow:
             truth=self.row.truth,
             control=self.row.control,
             people=self.row.people,
+            synthetic=self.row.synthetic,
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import bdtr
 
 from cutover.contract import FIELD_OVERALL
 from cutover.task import Task, score
@@ -185,7 +185,7 @@ def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:
     only_one = sum(a and not b for a, b in zip(one, other, strict=True))
     only_other = sum(b and not a for a, b in zip(one, other, strict=True))
     discordant = only_one + only_other
-    p = float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
+    p = min(1.0, 2.0 * float(bdtr(min(only_one, only_other), discordant, 0.5)))
     return {"onlyCandidate": only_one, "onlyOther": only_other, "pValue": p}
 
 

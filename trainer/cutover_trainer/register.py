@@ -26,7 +26,7 @@ from cutover.stages import (
 )
 from cutover_trainer.adapter_facts import FACTS_FILE, TRAINING_FILE, AdapterFacts
 from cutover_trainer.joblog import log
-from cutover_trainer.manifest import Manifest, read_manifest
+from cutover_trainer.manifest import Manifest, read_manifest, synthetic_rows
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
@@ -35,6 +35,8 @@ ALIAS = "candidate"
 DIGEST_CHARACTERS = 12
 TAG_UID = "cutover.trainingrun.uid"
 TAG_DIGEST = "cutover.adapter.digest"
+TAG_SYNTHETIC = "cutover.data.synthetic"
+"""Made-up rows the adapter was trained on; on the run and on the version."""
 _STRANGE = re.compile(r"[^A-Za-z0-9_. -]")
 
 
@@ -85,7 +87,7 @@ def _registered(
     try:
         run_id = _run_id(client, config)
         _log_run(client, run_id, config, store, manifest, facts)
-        version = _version(client, where.model_name, run_id, model)
+        version = _version(client, where.model_name, run_id, model, _synthetic_rows(store))
         client.set_registered_model_alias(where.model_name, ALIAS, version)
         client.set_terminated(run_id, "FINISHED")
     except RestException as error:
@@ -142,6 +144,7 @@ def _log_run(
     from mlflow.entities import Metric, Param, RunTag
 
     published = (config.published_artifacts or config.artifacts).rstrip("/")
+    synthetic = _synthetic_rows(store)
     settings, lora = config.spec.fine_tune, config.spec.fine_tune.lora
     parameters = {
         "baseModel": config.spec.base_model.uri,
@@ -161,6 +164,7 @@ def _log_run(
         TAG_DIGEST: manifest.digest,
         "cutover.data.digest": facts.data_digest,
         "cutover.base.digest": facts.base_digest,
+        TAG_SYNTHETIC: synthetic,
         "cutover.report.data": f"{published}/{DATA_FOLDER}/{DATA_PAGE}",
         "cutover.report.evaluation": f"{published}/{EVALUATION_PAGE}",
         **{f"cutover.version.{name}": version for name, version in facts.versions.items()},
@@ -236,7 +240,12 @@ def _metric_name(*parts: str) -> str:
     return "/".join(_STRANGE.sub("_", part) if number else part for number, part in enumerate(parts))
 
 
-def _version(client: Any, name: str, run_id: str, model: ModelVersion) -> str:
+def _synthetic_rows(store: ArtifactStore) -> str:
+    data = read_manifest(store, DATA_FOLDER)
+    return str(0 if data is None else synthetic_rows(data))
+
+
+def _version(client: Any, name: str, run_id: str, model: ModelVersion, synthetic: str) -> str:
     """Version of this adapter; made if the registry has none with its digest."""
     from mlflow.exceptions import RestException
 
@@ -253,5 +262,6 @@ def _version(client: Any, name: str, run_id: str, model: ModelVersion) -> str:
         "cutover.base.uri": model.base_uri,
         "cutover.base.revision": model.base_revision,
         "cutover.family": model.family,
+        TAG_SYNTHETIC: synthetic,
     }
     return str(client.create_model_version(name, source=model.adapter_uri, run_id=run_id, tags=tags).version)

@@ -30,6 +30,7 @@ def report_page(
         _summary(document),
         _refusal(document["refused"]),
         _balance(task, document),
+        _synthetic(document["synthetic"]),
         _findings(document["findings"]),
         _refused_lines(document),
         _near(document, pairs),
@@ -76,6 +77,30 @@ def _balance(task: Task, document: Mapping[str, Any]) -> str:
         for part, share in document["shares"].items()
     )
     return f'{title}{counts}<p class="fine">Shares reached: {text(shares)}. A group is never divided.</p>'
+
+
+_LEFT_OUT = {
+    "NotAskedFor": "the run does not ask for any (dataset.synthetic)",
+    "KnowsHeldOutRows": "they share a building, an assessment or a photograph with the validation or test part",
+    "ClassNotShort": "their class has enough rows (dataset.synthetic.upToPerClass)",
+    "ShareUsedUp": "the greatest share is reached (dataset.synthetic.maxShare)",
+}
+
+
+def _synthetic(made: Mapping[str, Any] | None) -> str:
+    if made is None:
+        return ""
+    said = (
+        f"{made['used']} of {made['found']} made-up rows are used, {made['shareOfTraining']:.1%} of the training part. "
+        "None is in the validation or test part, and none counts for a demand on the data."
+    )
+    used = table(["class", "synthetic rows used"], made["perClass"].items(), frozenset({1}))
+    left = table(
+        ["left out because", "rows"],
+        [[_LEFT_OUT[why], rows] for why, rows in made["leftOut"].items()],
+        frozenset({1}),
+    )
+    return f"<h2>Synthetic rows</h2><p>{text(said)}</p>{used if made['used'] else ''}{left if made['leftOut'] else ''}"
 
 
 def _findings(found: Sequence[Mapping[str, Any]]) -> str:

@@ -27,6 +27,7 @@ from cutover.api.trainingrun import (
     FineTune,
     Output,
     Split,
+    Synthetic,
     TrainingRun,
 )
 from cutover.api.unsupported import UNSUPPORTED
@@ -155,6 +156,13 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "dataset.quality.minExamples is above dataset.limit, so no data could satisfy it; raise limit or lower "
             "minExamples",
             field=".quality.minExamples",
+        ),
+    ),
+    Synthetic: (
+        Rule(
+            "!(has(self.uri) && has(self.claim))",
+            "dataset.synthetic takes rows from uri or from claim; remove one of them, or both to use the rows of "
+            "dataset.source that are marked synthetic",
         ),
     ),
     Split: (

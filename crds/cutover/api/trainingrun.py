@@ -28,7 +28,6 @@ from cutover.api.base import (
     Text,
     Timestamp,
     Toleration,
-    Uri,
 )
 
 
@@ -100,11 +99,17 @@ class Quality(ApiModel):
 
 
 class Synthetic(ApiModel):
-    """Rows with made-up pictures: counted apart, never in the test part."""
+    """Asks for made-up rows where a class is short of real ones: in the training part only, marked as synthetic for
+    ever, counted for no demand of `quality`. They are the rows of the source given here and those of `source` that say
+    `"synthetic": true`."""
 
-    uri: Uri
-    """Where the rows are."""
-    max_share: Fraction = 0.2
+    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://.+")] | None = None
+    """A file or folder of JSON lines in an object store, `s3://` or `gs://`."""
+    claim: ClaimRef | None = None
+    """A file or folder of JSON lines on a claim."""
+    up_to_per_class: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    """A class of the task's first scored field with fewer real training rows is filled up to this number."""
+    max_share: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     """Greatest share of the training part."""
 
 
@@ -338,8 +343,11 @@ class Progress(StatusModel):
 class DataSummary(StatusModel):
     rows: Count = 0
     train: Count = 0
+    """Synthetic ones included."""
     validation: Count = 0
     test: Count = 0
+    synthetic: Count = 0
+    """Rows of the training part that are made up."""
     bad_rows: Count = 0
     control_accuracy: Measured = None
     digest: Annotated[str, Field(max_length=128)] = ""

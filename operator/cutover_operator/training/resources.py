@@ -39,6 +39,7 @@ NAME_LIMIT = 63
 ARTIFACTS = "/artifacts"
 MODELS = "/models"
 SOURCE = "/source"
+SYNTHETIC = "/synthetic"
 PREVIOUS = "/previous"
 SECRETS = "/var/run/cutover/secrets"
 SOURCE_SECRET = f"{SECRETS}/source"
@@ -169,7 +170,7 @@ def stage_config(attempt: Attempt) -> StageConfig:
         published = f"claim://{spec.output.claim.name}/{inside}"
     else:
         artifacts = published = f"{(spec.output.uri or '').rstrip('/')}/{folder}"
-    claim = _claim_in(spec.base_model.uri)
+    claim, made = _claim_in(spec.base_model.uri), _synthetic_claim(spec)
     return StageConfig(
         run=RunIdentity(name=attempt.name, namespace=attempt.namespace, uid=attempt.uid),
         artifacts=artifacts,
@@ -178,6 +179,7 @@ def stage_config(attempt: Attempt) -> StageConfig:
         spec=spec,
         base_model_path=f"{MODELS}/{claim.path}".rstrip("/") if claim else spec.base_model.uri,
         source_path=f"{SOURCE}/{source.claim.path}".rstrip("/") if source.claim else None,
+        synthetic_path=f"{SYNTHETIC}/{made.path}".rstrip("/") if made else None,
         previous_adapter_path=_previous_path(spec),
         source_token_file=f"{SOURCE_SECRET}/{TOKEN}" if source.http and source.http.secret_ref else None,
         mlflow_token_file=f"{MLFLOW_SECRET}/{TOKEN}" if mlflow and mlflow.secret_ref else None,
@@ -198,6 +200,7 @@ def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
         spec.output.claim,
         _claim_in(spec.base_model.uri),
         source.claim if stage == "prepare" else None,
+        _synthetic_claim(spec) if stage == "prepare" else None,
         _claim_in(spec.evaluation.previous_adapter or "") if stage == "evaluate" else None,
     ]
     return [
@@ -293,6 +296,9 @@ def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
         claim("previous", previous, PREVIOUS, read_only=True)
     if source.claim is not None and attempt.stage == "prepare":
         claim("source", source.claim, SOURCE, read_only=True)
+    made = _synthetic_claim(spec)
+    if made is not None and attempt.stage == "prepare":
+        claim("synthetic", made, SYNTHETIC, read_only=True)
     if attempt.stage == "prepare":
         secret("source-token", source.http.secret_ref if source.http else None, SOURCE_SECRET)
     if attempt.stage == "register":
@@ -306,6 +312,10 @@ def _claim_in(uri: str) -> ClaimRef | None:
         return None
     name, _, path = uri.removeprefix("claim://").partition("/")
     return ClaimRef(name=name, path=path.strip("/"))
+
+
+def _synthetic_claim(spec: TrainingRunSpec) -> ClaimRef | None:
+    return None if spec.dataset.synthetic is None else spec.dataset.synthetic.claim
 
 
 def _previous_path(spec: TrainingRunSpec) -> str | None:
