@@ -275,6 +275,23 @@ def test_a_mistake_in_a_rollout_is_refused_with_the_remedy(api: Api, mistake: Mi
 
 RIGHT = [
     pytest.param("trainingrun.yaml", "TrainingRun", {}, id="minimal run"),
+    pytest.param(
+        "trainingrun.yaml",
+        "TrainingRun",
+        {
+            "spec.dataset.synthetic": {"claim": {"name": "made"}, "upToPerClass": 900, "maxShare": 0.5},
+            "spec.evaluation": {
+                "previousAdapter": "claim://artifacts/default-old-0a1b2c3d/adapter",
+                "gates": [
+                    {"metric": "macroF1", "min": 0.85},
+                    {"metric": "macroF1", "field": "severity", "min": 0.6},
+                    {"metric": "recall", "class": "asbestos", "min": 0.95},
+                ],
+            },
+        },
+        id="synthetic rows, a predecessor and every gate",
+    ),
+    pytest.param("trainingrun.yaml", "TrainingRun", {"spec.dataset.synthetic": {}}, id="marked rows of the source"),
     pytest.param("production.yaml", "TrainingRun", {}, id="full run"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.compute": {"gpus": 0, "gpuProduct": "", "cpu": "500m"}}, id="cpu"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.dataset.source": {"claim": {"name": "c"}}}, id="claim"),

@@ -381,7 +381,8 @@ class EvaluationSummary(StatusModel):
     accuracy_control: Shares = Field(default_factory=dict)
     accuracy_previous: Shares = Field(default_factory=dict)
     """Of `evaluation.previousAdapter`, on the rows it was not trained on."""
-    macro_f1: Annotated[Shares, Field(alias="macroF1")] = Field(default_factory=dict)
+    macro_f1: Shares = Field(default_factory=dict)
+    """Per answer field: the mean F1 of the classes that occur."""
     human_agreement: Shares = Field(default_factory=dict)
     """How often two people say the same of one row, over all prepared rows: the ceiling of what accuracy can show."""
     human_rows: Count = 0
