@@ -25,14 +25,19 @@ StageName = Stage | Literal["export"]
 """The commands of the trainer; export is also the first step of prepare."""
 
 DATA_FOLDER = "data"
-"""train.jsonl, validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
+"""train.jsonl (synthetic rows among them marked), validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""
+DATA_PAGE = "report.html"
+"""In the data folder: the data report for people."""
 EXPORT_FOLDER = "export"
-"""rows.jsonl as exported, MANIFEST.json."""
+"""rows.jsonl as exported, the rows of dataset.synthetic last; MANIFEST.json."""
 CHECKPOINT_FOLDER = "checkpoints"
 """step-00000123/: adapter, optimizer, MANIFEST.json written last."""
 ADAPTER_FOLDER = "adapter"
 """The trained adapter: peft files, processor, `cutover.json` (base digest, versions), probe.json, MANIFEST.json."""
 EVALUATION_FILE = "evaluation.json"
+"""Everything measured on the test part, and the confidence curve."""
+EVALUATION_PAGE = "evaluation.html"
+"""The same for people, with pictures of the worst errors."""
 
 
 def done_file(stage: str) -> str:
@@ -61,7 +66,11 @@ class StageConfig(WireModel):
     """Local folder, or hf:// s3:// gs:// URI as in the spec."""
     source_path: str | None = None
     """Local file or folder when the dataset source is a claim."""
+    synthetic_path: str | None = None
+    """The same for `dataset.synthetic`."""
     source_token_file: str | None = None
+    previous_adapter_path: str | None = None
+    """`evaluation.previousAdapter` as the pod finds it: file://…, s3://…, gs://…"""
     mlflow_token_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
     """Origins (scheme://host:port) of private addresses the fetcher may open: the export source itself."""

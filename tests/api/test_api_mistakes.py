@@ -148,12 +148,27 @@ TRAINING_MISTAKES = [
     wrong("recall without class", {"spec.evaluation.gates": [{"metric": "recall", "min": 0.9}]}, "needs class"),
     wrong("class without recall", {"spec.evaluation.gates": [{"class": "mould", "min": 0.9}]}, "no other metric"),
     wrong("gate in percent", {"spec.evaluation.gates": [{"min": 90}]}, "gates[0].min", "less than or equal to 1"),
+    wrong(
+        "macro-F1 of everything",
+        {"spec.evaluation.gates": [{"metric": "macroF1", "field": "overall", "min": 0.8}]},
+        "gates[0].field",
+        "name a scored field",
+    ),
+    wrong("previous is a file", {"spec.evaluation.previousAdapter": "/old/adapter"}, "previousAdapter", "(s3|gs|claim)://"),
+    wrong("previous outside", {"spec.evaluation.previousAdapter": "claim://a/../adapter"}, "previousAdapter", "without .."),
     wrong("mlflow is no url", {"spec.registry.mlflow": {"url": "mlflow:5000", "modelName": "m"}}, "mlflow.url"),
     wrong("typing error in a field", {"spec.fineTune.learning_rate": 1e-4}, "unknown field", "spec.fineTune.learning_rate"),
     wrong("name too long", {"metadata.name": "a" * 53}, "metadata.name", "52"),
     wrong("name with a dot", {"metadata.name": "damage.v1"}, "metadata.name", "should match"),
     wrong("tuning", {"spec.tuning": {"trials": 4}}, "spec.tuning", "not supported by this version; remove it"),
-    wrong("synthetic", {"spec.dataset.synthetic": {"uri": S3}}, "spec.dataset.synthetic", "not supported", "remove it"),
+    wrong(
+        "two synthetic sources",
+        {"spec.dataset.synthetic": {"uri": S3, "claim": {"name": "made"}}},
+        "spec.dataset.synthetic",
+        "from uri or from claim",
+    ),
+    wrong("synthetic mostly", {"spec.dataset.synthetic": {"maxShare": 0.6}}, "synthetic.maxShare", "less than or equal to 0.5"),
+    wrong("synthetic by http", {"spec.dataset.synthetic": {"uri": "https://x/rows"}}, "synthetic.uri", "(s3|gs)://"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
     wrong("queue", {"spec.compute.queueName": "gpu"}, "spec.compute.queueName", "not supported", "remove it"),
 ]  # fmt: skip
@@ -260,6 +275,23 @@ def test_a_mistake_in_a_rollout_is_refused_with_the_remedy(api: Api, mistake: Mi
 
 RIGHT = [
     pytest.param("trainingrun.yaml", "TrainingRun", {}, id="minimal run"),
+    pytest.param(
+        "trainingrun.yaml",
+        "TrainingRun",
+        {
+            "spec.dataset.synthetic": {"claim": {"name": "made"}, "upToPerClass": 900, "maxShare": 0.5},
+            "spec.evaluation": {
+                "previousAdapter": "claim://artifacts/default-old-0a1b2c3d/adapter",
+                "gates": [
+                    {"metric": "macroF1", "min": 0.85},
+                    {"metric": "macroF1", "field": "severity", "min": 0.6},
+                    {"metric": "recall", "class": "asbestos", "min": 0.95},
+                ],
+            },
+        },
+        id="synthetic rows, a predecessor and every gate",
+    ),
+    pytest.param("trainingrun.yaml", "TrainingRun", {"spec.dataset.synthetic": {}}, id="marked rows of the source"),
     pytest.param("production.yaml", "TrainingRun", {}, id="full run"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.compute": {"gpus": 0, "gpuProduct": "", "cpu": "500m"}}, id="cpu"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.dataset.source": {"claim": {"name": "c"}}}, id="claim"),

@@ -3,7 +3,8 @@
     python -m bench.train_damage [--seeds 3] [--rows 2400] [--epochs 3]
 
 For every seed: the language-model adapter and the one with the vision tower, on the same rows; for the first seed also
-learning rate 2e-5, which must not pass its gate and must say why. 320 test pictures each, drawn by the split.
+learning rate 2e-5, which must not pass its gate and must say why. 320 test pictures each, drawn by the split. A table
+says accuracy, macro-F1, the class found least and what answering only when sure would be worth, a line a run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 
 from bench.train_report import Goal, finish
 from cutover.contract import ExitCode
-from cutover.task import Unreadable, read_answer
 from cutover_trainer.measures import wilson
 from fakes.training_example import rows, run_stage, stage_document, write_rows
 
@@ -42,6 +42,15 @@ class Outcome:
     before: float
     json_before: float
     after: float
+    interval: tuple[float, float]
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    weakest: tuple[str, float]
+    """The class of damage found least, and its recall."""
+    auroc: float | None
+    """Of the confidence, on the validation part."""
+    kept: tuple[float, float, float] | None
+    """Threshold chosen on the validation part; share kept and accuracy on the test part."""
     severity: float
     json_after: float
     loss: tuple[float, float]
@@ -119,16 +128,26 @@ def _run(prepared: Path, seed: int, targets: str, rate: float, epochs: int) -> O
         raise RuntimeError(evaluated.message)
     summary = evaluated.evaluation
     losses = json.loads((workspace / "run/training.json").read_bytes())["loss"]
-    base_answers = next((workspace / "run/evaluation").glob("*/base*"))
-    said = json.loads(base_answers.read_bytes())
-    readable = sum(not isinstance(read_answer(text), Unreadable) for text in said)
+    found = json.loads((workspace / "run/evaluation.json").read_bytes())
+    accuracy, macro = found["accuracy"]["damageType"], found["macroF1"]["damageType"]
+    recalls = {name: share["value"] for name, share in found["recall"]["damageType"].items()}
+    weakest = min(recalls, key=lambda name: recalls[name])
+    sure = found["confidence"]
     outcome = Outcome(
         seed=seed,
         targets=targets,
         learning_rate=rate,
         before=summary.accuracy_before["damageType"],
-        json_before=readable / len(said),
-        after=summary.accuracy["damageType"],
+        json_before=found["comparisons"]["base"]["jsonValidityOther"]["value"],
+        after=accuracy["value"],
+        interval=(accuracy["low"], accuracy["high"]),
+        macro_f1=macro["value"],
+        macro_f1_interval=(macro["low"], macro["high"]),
+        weakest=(weakest, recalls[weakest]),
+        auroc=sure.get("auroc"),
+        kept=None
+        if sure["onTest"] is None
+        else (sure["threshold"], sure["onTest"]["keptShare"], sure["onTest"]["accuracy"]["value"]),
         severity=summary.accuracy["severity"],
         json_after=summary.json_validity or 0.0,
         loss=(losses[0][1], losses[-1][1]),
@@ -149,10 +168,33 @@ def _link(source: str, target: str) -> str:
 def _show(one: Outcome) -> None:
     line = (
         f"seed {one.seed}  {one.targets:26}  lr {one.learning_rate:g}  damageType {one.before:.3f} -> {one.after:.3f}"
+        f"  macro-F1 {one.macro_f1:.3f}"
         f"  severity {one.severity:.2f}  JSON {one.json_before:.3f} -> {one.json_after:.3f}"
         f"  loss {one.loss[0]:.3f} -> {one.loss[1]:.3f}  {one.train_seconds:.0f} s, {one.samples_per_second:.0f}/s"
     )
     print(line, file=sys.stderr, flush=True)
+
+
+def _table(outcomes: list[Outcome]) -> str:
+    lines = [
+        f"{'seed':>4}  {'adapter':26}  {'lr':>6}  {'before':>6}  {'accuracy':22}  {'macro-F1':22}  {'found least':24}"
+        f"  {'AUROC':>5}  kept when sure"
+    ]
+    for one in outcomes:
+        shares = [
+            f"{value:.3f} ({low:.3f} to {high:.3f})"
+            for value, (low, high) in ((one.after, one.interval), (one.macro_f1, one.macro_f1_interval))
+        ]
+        kept = "no threshold is proven"
+        if one.kept is not None:
+            threshold, share, right = one.kept
+            kept = f"from {threshold:g}: {share:.0%}, right in {right:.3f}"
+        area = "" if one.auroc is None else f"{one.auroc:.3f}"
+        lines.append(
+            f"{one.seed:>4}  {one.targets:26}  {one.learning_rate:>6g}  {one.before:>6.3f}  {shares[0]:22}  {shares[1]:22}"
+            f"  {f'{one.weakest[0]} {one.weakest[1]:.2f}':24}  {area:>5}  {kept}"
+        )
+    return "\n".join(lines)
 
 
 def _pooled(outcomes: list[Outcome], targets: str) -> tuple[float, str]:
@@ -165,6 +207,7 @@ def _pooled(outcomes: list[Outcome], targets: str) -> tuple[float, str]:
 
 
 def _judge(outcomes: list[Outcome]) -> int:
+    print(_table(outcomes))
     before = [one.before for one in outcomes]
     language, language_text = _pooled(outcomes, TARGETS[0])
     tower, tower_text = _pooled(outcomes, TARGETS[1])

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutover.selective import auroc
 from cutover_operator.rollout import pairs, strata
 from cutover_operator.rollout.betting import STAKES, Purse
 from cutover_operator.rollout.evalue import mixture
 from cutover_operator.rollout.pairs import Pairs
 from cutover_operator.rollout.reviewers import Noise, floor_for_fail, floor_for_pass, measured, seen_accuracy
-from cutover_operator.rollout.selective import auroc, choose_threshold
+from cutover_operator.rollout.selective import choose_threshold
 from cutover_operator.rollout.strata import Cohort, Learned
 
 CERTAIN = math.log(20)

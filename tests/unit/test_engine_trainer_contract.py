@@ -12,28 +12,30 @@ import pytest
 import torch
 
 from cutover.api.trainingrun import Family, FineTune, Lora
+from cutover.confidence import decisive_confidence
 from cutover_server.inference.chat import Sampling, read_request
 from cutover_server.inference.generation import Row, Step
 from cutover_server.inference.loading import Served, load
 from cutover_server.inference.picture import open_picture
-from cutover_server.inference.prompt import template_form
+from cutover_server.inference.prompt import template_form, top_logprob_entry
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.settings import ServeSettings
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import AdapterFacts
 from cutover_trainer.base_model import base_digest
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
-from cutover_trainer.generate import Answerer
+from cutover_trainer.generate import Answer, Answerer
 from cutover_trainer.models import Hardware, load_base, load_encoder, with_new_adapter
 from cutover_trainer.storage import ArtifactStore
-from fakes import sample_models
+from fakes import sample_models, training_example
 
 BASE = Path(__file__).parent.parent / "fixtures" / "tiny-llava"
 ANSWER = '{"damageType": "crack", "severity": "minor"}'
 TOKENS = 24
+TASK = training_example.task().model_copy(update={"max_answer_tokens": TOKENS})
 
 
-def example(data: Path, seed: int) -> Example:
+def example(data: Path, seed: int, system: str, user: str) -> Example:
     image = sample_models.picture(seed, 60, 44)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -42,7 +44,7 @@ def example(data: Path, seed: int) -> Example:
     (data / PICTURES_FOLDER).mkdir(exist_ok=True)
     (data / PICTURES_FOLDER / name).write_bytes(kept)
     parts = [
-        {"type": "text", "text": "Assess this."},
+        {"type": "text", "text": user},
         {"type": "image_url", "image_url": {"url": f"sha256:{name}"}},
     ]
     return Example(
@@ -51,14 +53,21 @@ def example(data: Path, seed: int) -> Example:
         picture=name,
         width=image.width,
         height=image.height,
-        question=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}],
+        question=[{"role": "system", "content": system}, {"role": "user", "content": parts}],
         answer=ANSWER,
         truth={"damageType": "crack"},
         control=None,
     )
 
 
-def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Path, list[Example], list[str]]:
+def trained(
+    tmp_path: Path,
+    base: Path,
+    family: Family,
+    lora: Lora,
+    spread: float = 0.05,
+    prompts: tuple[str, str] = ("Be brief.", "Assess this."),
+) -> tuple[Path, list[Example], list[Answer]]:
     """An adapter folder the trainer wrote (its weights drawn, not learned), and what it answers to four pictures."""
     torch.set_num_threads(1)
     hardware = Hardware(torch.device("cpu"), torch.float32, False)
@@ -66,9 +75,9 @@ def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Pat
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=spread)
     encoder, data = load_encoder(base, family), PreparedData(tmp_path, "data-digest")
-    examples = [example(tmp_path, seed) for seed in range(4)]
+    examples = [example(tmp_path, seed, *prompts) for seed in range(4)]
     encoded = [encoder.encode(one.question, one.answer, one.size) for one in examples]
     probe = make_probe(model, encoder, examples, encoded, data, hardware)
     facts = AdapterFacts(
@@ -86,12 +95,12 @@ def trained(tmp_path: Path, base: Path, family: Family, lora: Lora) -> tuple[Pat
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     write_adapter(config, ArtifactStore(f"file://{tmp_path}/run"), scratch, model, encoder, probe, facts)
-    answers = Answerer(model, encoder, data, hardware, TOKENS).answers(examples)
+    answers = Answerer(model, encoder, data, hardware, TASK).answers(examples)
     return tmp_path / "run" / "adapter", examples, answers
 
 
-def asked(served: Served, one: Example, pictures: Path) -> str:
-    """The example's question as a client of the engine would put it."""
+def asked(served: Served, one: Example, pictures: Path) -> Answer:
+    """The example's question as a client of the engine would put it, and how sure the gateway takes the answer to be."""
     image = open_picture((pictures / one.picture).read_bytes())
     user = {
         "role": "user",
@@ -103,14 +112,19 @@ def asked(served: Served, one: Example, pictures: Path) -> str:
         template_form(request.messages), [open_picture(picture.content) for picture in request.pictures]
     )
     answer = served.detokenizer.start()
+    content = []
 
     def on_step(_: int, step: Step) -> bool:
         if not step.ends:
-            answer.append(step.token_id)
+            content.append(top_logprob_entry(answer.append(step.token_id), step.logprob))
         return True
 
-    served.run([Row(inputs, TOKENS, None)], Sampling(), on_step)
-    return answer.text.strip()
+    served.run([Row(inputs, TOKENS, 0)], Sampling(), on_step)
+    return Answer(answer.text.strip(), decisive_confidence(content, TASK.decisive_field))
+
+
+def same(one: Answer, other: Answer) -> bool:
+    return one.text == other.text and one.confidence == pytest.approx(other.confidence, abs=1e-4)
 
 
 @pytest.mark.parametrize("targets", ["language_model", "language_model_and_vision"])
@@ -119,8 +133,19 @@ def test_an_adapter_of_the_trainer_is_proven_and_answers_alike(tmp_path: Path, t
     served = load(ServeSettings(base=str(BASE), adapter=str(folder), family="llava"))
     assert served.proof is not None
     assert served.proof.distance < 1e-3 < served.proof.base_distance
-    assert [asked(served, one, tmp_path / PICTURES_FOLDER) for one in examples] == answers
-    assert any(answers)
+    for one, answer in zip(examples, answers, strict=True):
+        assert same(asked(served, one, tmp_path / PICTURES_FOLDER), answer)
+    assert all(answer.text for answer in answers)
+
+
+def test_an_evaluation_knows_the_confidence_the_gateway_will_route_by(tmp_path: Path) -> None:
+    prompts = (TASK.system_prompt, TASK.user_prompt)
+    folder, examples, answers = trained(tmp_path, BASE, "llava", Lora(rank=4), 0.01, prompts)
+    served = load(ServeSettings(base=str(BASE), adapter=str(folder), family="llava"))
+    for one, answer in zip(examples, answers, strict=True):
+        assert same(asked(served, one, tmp_path / PICTURES_FOLDER), answer)
+        assert answer.confidence is not None
+        assert 0 < answer.confidence < 0.99
 
 
 @pytest.mark.parametrize(
@@ -131,7 +156,8 @@ def test_the_other_families_are_put_the_same_question(tmp_path: Path, family: Fa
     served = load(ServeSettings(base=str(base()), adapter=str(folder), family=family))
     assert served.proof is not None
     assert served.proof.distance < 1e-3
-    assert [asked(served, one, tmp_path / PICTURES_FOLDER) for one in examples] == answers
+    for one, answer in zip(examples, answers, strict=True):
+        assert same(asked(served, one, tmp_path / PICTURES_FOLDER), answer)
 
 
 def test_a_base_with_one_other_file_is_another_base(tmp_path: Path) -> None:

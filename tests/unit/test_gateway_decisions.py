@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutover.confidence import decisive_confidence, value_span
 from cutover.route import Arm, Price, Route, assigned_to_candidate, mirrored
-from cutover_server.gateway.confidence import decisive_confidence, value_span
 from cutover_server.gateway.cost import cost_usd
 from cutover_server.gateway.identity import uuid7
 from cutover_server.gateway.openai_shape import as_stream, rewritten

@@ -250,8 +250,27 @@ def test_all_stages_teach_the_base_what_damage_looks_like(tmp_path: Path) -> Non
     assert summary["jsonValidity"] == 1.0
     assert summary["accuracyControl"]["severity"] == 1.0
     assert sum(evaluation["confusion"]["damageType"]["crack"].values()) == 10
+    assert 0 < summary["macroF1"]["damageType"] < 1
+    assert evaluation["comparisons"]["base"]["mcnemar"]["damageType"]["pValue"] < 1e-6
+    assert evaluation["people"] is None
+    curve = evaluation["confidence"]
+    assert (curve["floor"], curve["rows"], curve["part"]) == (0.6, 80, "validation")
+    assert curve["auroc"] > 0.6
+    assert curve["onTest"]["accuracy"]["n"] > 0
+    kept = [point["keptShare"] for point in curve["points"]]
+    assert kept == sorted(kept)
+    sure = [error["confidence"] for error in evaluation["errors"]["listed"]]
+    assert sure == sorted(sure, reverse=True)
+    page = (tmp_path / "run/evaluation.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == min(24, evaluation["errors"]["rows"])
 
+    # Evaluated again beside itself, as an earlier model; half of the test part was in that model's training data.
     (tmp_path / "run/DONE-evaluate.json").unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "old")
+    lines = (tmp_path / "run/data/test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "old/data/train.jsonl").write_text("".join(lines[:40]))
+    config["previousAdapterPath"] = f"file://{tmp_path}/old/adapter"
+    config["spec"]["evaluation"]["previousAdapter"] = "claim://artifacts/old/adapter"
     config["spec"]["evaluation"]["gates"] = [
         {"metric": "accuracy", "min": 0.999},
         {"metric": "recall", "class": "crack", "min": 0.0},
@@ -263,6 +282,10 @@ def test_all_stages_teach_the_base_what_damage_looks_like(tmp_path: Path) -> Non
     assert "crack" not in result.message
     assert result.evaluation is not None
     assert result.evaluation.examples == 80
+    previous = json.loads((tmp_path / "run/evaluation.json").read_text())["comparisons"]["previous"]
+    assert (previous["n"], previous["leftOut"]) == (40, 40)
+    assert previous["accuracy"] == previous["accuracyOther"]
+    assert previous["mcnemar"]["damageType"] == {"onlyCandidate": 0, "onlyOther": 0, "pValue": 1.0}
 
 
 def test_the_base_is_a_real_llava() -> None:

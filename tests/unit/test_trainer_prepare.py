@@ -179,7 +179,11 @@ def test_pictures_of_the_export_come_with_its_token_and_passing_failures_are_ret
             "InvalidSplit",
             "add up to 0.7",
         ),
-        ({"dataset": {"synthetic": {"uri": "s3://x/y"}}}, "SyntheticUnsupported", "dataset.synthetic"),
+        (
+            {"evaluation": {"gates": [{"metric": "recall", "class": "flood", "min": 0.8}]}},
+            "UnknownGate",
+            "class 'flood' of a recall gate",
+        ),
         ({"dataset": {"groupBy": "validated"}}, "TooFewGroups", "dataset.groupBy: 1 groups"),
         (
             {"baseModel": {"uri": "hf://org/name", "family": "llava_next"}},

@@ -28,10 +28,19 @@ FACTS = {
     "versions": {"torch": "2"},
 }
 SUMMARY = {
-    "n": 80,
+    "examples": 80,
     "accuracy": {"damageType": 0.9, "overall": 0.7},
+    "accuracyPrevious": {"damageType": 0.8},
+    "macroF1": {"damageType": 0.85},
+    "humanAgreement": {"damageType": 0.93},
+    "confidence": {"rows": 80, "auroc": 0.91, "floor": 0.9},
     "jsonValidity": 1.0,
     "latencyP95Seconds": 0.1,
+}
+EVALUATION = {
+    "summary": SUMMARY,
+    "recall": {"damageType": {"crack (hair)": {"n": 9, "value": 0.75}, "mould": {"n": 0, "value": 0.0}}},
+    "comparisons": {"control": {"mcnemar": {"damageType": {"pValue": 0.04}}}},
 }
 TRAINING = {"loss": [[2, 0.5], [4, 0.25]], "validationLoss": [[1, 0.3]], "samplesPerSecond": 50.0}
 
@@ -49,8 +58,9 @@ def trained(
     folder = tmp_path / uid
     store = ArtifactStore(f"file://{folder}")
     commit_folder(store, "adapter", {"cutover.json": json.dumps(FACTS).encode(), "weights": weights}, {})
+    commit_folder(store, "data", {"train.jsonl": b""}, {"rows": 90, "syntheticRows": 7})
     store.put("training.json", json.dumps(TRAINING).encode())
-    store.put("evaluation.json", json.dumps({"summary": SUMMARY}).encode())
+    store.put("evaluation.json", json.dumps(EVALUATION).encode())
     document = stage_document(folder)
     document["run"]["uid"] = uid
     document["publishedArtifacts"] = f"claim://artifacts/{uid}"
@@ -89,9 +99,25 @@ def test_a_run_a_version_and_an_alias_once(server: str, tmp_path: Path) -> None:
     run = client.get_run(result.model.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["cutover.data.digest"] == "d" * 64
+    assert run.data.tags["cutover.data.synthetic"] == version.tags["cutover.data.synthetic"] == "7"
     assert run.data.tags["cutover.adapter.digest"] == result.model.digest
     assert run.data.params["learningRate"] == "0.0002"
-    assert run.data.metrics["test/accuracy/damageType"] == 0.9
+    evaluated = {name: value for name, value in run.data.metrics.items() if not name.startswith("train/")}
+    assert evaluated == {
+        "validation/loss": 0.3,
+        "test/accuracy/damageType": 0.9,
+        "test/accuracy/overall": 0.7,
+        "test/macro_f1/damageType": 0.85,
+        "test/recall/damageType/crack _hair_": 0.75,
+        "previous/accuracy/damageType": 0.8,
+        "people/agreement/damageType": 0.93,
+        "control/mcnemar_p/damageType": 0.04,
+        "test/json_validity": 1.0,
+        "test/latency_p95_seconds": 0.1,
+        "validation/confidence_auroc": 0.91,
+    }
+    assert run.data.tags["cutover.report.evaluation"] == "claim://artifacts/uid-once/evaluation.html"
+    assert run.data.tags["cutover.report.data"] == "claim://artifacts/uid-once/data/report.html"
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(entry.step, entry.value) for entry in history] == [(2, 0.5), (4, 0.25)]
 

@@ -6,16 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutover.api.trainingrun import Augmentation
-from cutover_trainer.measures import (
-    Judged,
-    accuracy,
-    confusion,
-    json_validity,
-    mcnemar,
-    quantile,
-    recalls,
-    wilson,
-)
 from cutover_trainer.schedule import Distortion, Schedule
 from fakes import training_example
 
@@ -65,38 +55,3 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert 0 < rates[-1] < 0.03
-
-
-def judged(truth: str, said: str | None) -> Judged:
-    answer = None if said is None else {"damageType": said, "severity": "minor"}
-    return Judged({"damageType": truth, "severity": "minor"}, answer)
-
-
-def test_measures_of_a_small_test_part() -> None:
-    answers = [
-        judged("crack", "crack"),
-        judged("crack", "mould"),
-        judged("mould", "mould"),
-        judged("mould", None),
-    ]
-    assert accuracy(TASK, answers) == {"damageType": 0.5, "severity": 0.75, "overall": 0.5}
-    assert json_validity(answers) == 0.75
-    matrix = confusion(TASK, answers, "damageType")
-    assert matrix["crack"] == {"crack": 1, "mould": 1}
-    assert matrix["mould"] == {"mould": 1, "(none)": 1}
-    assert recalls(TASK, answers, "damageType")["crack"]["recall"] == 0.5
-    assert accuracy(TASK, []) == {}
-
-
-def test_intervals_and_the_paired_test_against_published_values() -> None:
-    low, high = wilson(81, 263)  # Newcombe 1998, table I
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    assert wilson(0, 0) == (0.0, 1.0)
-    better = [True] * 8 + [False] * 2
-    worse = [False] * 8 + [True] * 2
-    result = mcnemar(better, worse)
-    assert (result["onlyCandidate"], result["onlyControl"]) == (8, 2)
-    assert round(result["pValue"], 4) == 0.1094
-    assert mcnemar([True], [True])["pValue"] == 1.0
-    assert quantile([3.0, 1.0, 2.0], 0.95) == 3.0
-    assert quantile([], 0.5) is None

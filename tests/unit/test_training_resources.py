@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutover.api.trainingrun import TrainingRunSpec
+from cutover.api.trainingrun import STAGES, TrainingRunSpec
 from cutover.stages import StageConfig
 from cutover.task import Task
 from cutover_operator.training import progress
 from cutover_operator.training.observed import job_seen, pod_seen
-from cutover_operator.training.resources import SPOT_TOLERATIONS, Attempt, Built, build, job_name
+from cutover_operator.training.resources import SPOT_TOLERATIONS, Attempt, Built, build, job_name, needs
 from fakes.training_town import SPEC, TASK
 
 READ_TASK = Task.model_validate(yaml.safe_load(TASK))
@@ -109,6 +109,38 @@ def test_secrets_reach_only_the_stage_that_needs_them_and_only_as_files() -> Non
     assert config.source_token_file == "/var/run/cutover/secrets/source/token"
     assert config.mlflow_token_file == "/var/run/cutover/secrets/mlflow/token"
     assert config.allowed_origins == ("http://a:80",)
+
+
+def test_synthetic_rows_of_a_claim_are_mounted_where_rows_are_read() -> None:
+    dataset = {**SPEC["dataset"], "synthetic": {"claim": {"name": "made-up", "path": "walls"}}}
+    for stage in STAGES:
+        one = built(stage, dataset=dataset)
+        containers = [*pod_of(one).get("initContainers", []), *pod_of(one)["containers"]]
+        for container in containers:
+            mounted = [mount for mount in container["volumeMounts"] if mount["name"] == "synthetic"]
+            assert bool(mounted) == (stage == "prepare")
+            assert all(mount["readOnly"] for mount in mounted)
+        assert config_of(one).synthetic_path == "/synthetic/walls"
+        spec = TrainingRunSpec.model_validate({**SPEC, "dataset": dataset})
+        assert ("claim 'made-up'" in needs(spec, stage)) == (stage == "prepare")
+    stored = {**SPEC["dataset"], "synthetic": {"uri": "s3://made-up/walls"}}
+    assert config_of(built("prepare", dataset=stored)).synthetic_path is None
+
+
+def test_an_earlier_adapter_is_mounted_where_it_is_compared_with() -> None:
+    evaluation = {"previousAdapter": "claim://models-before/old/adapter"}
+    for stage in STAGES:
+        one = built(stage, evaluation=evaluation)
+        mounts = pod_of(one)["containers"][0]["volumeMounts"]
+        mounted = [mount for mount in mounts if mount["name"] == "previous"]
+        assert bool(mounted) == (stage == "evaluate")
+        assert all(mount["readOnly"] for mount in mounted)
+        assert config_of(one).previous_adapter_path == "file:///previous/old/adapter"
+        spec = TrainingRunSpec.model_validate({**SPEC, "evaluation": evaluation})
+        assert ("claim 'models-before'" in needs(spec, stage)) == (stage == "evaluate")
+    stored = built("evaluate", evaluation={"previousAdapter": "s3://models/old/adapter"})
+    assert config_of(stored).previous_adapter_path == "s3://models/old/adapter"
+    assert config_of(built("evaluate")).previous_adapter_path is None
 
 
 def test_claims_and_object_stores_name_the_same_folder_for_pods_and_for_others() -> None:

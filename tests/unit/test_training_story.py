@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, PODS, TRAINING_RUNS
@@ -64,6 +65,26 @@ async def test_four_stages_and_a_registered_model() -> None:
     assert {one["gpuSeconds"] for one in status["pods"]} == {4440.0, 60.0}
     reasons = {event["reason"] for event in town.kube.all(EVENTS)}
     assert reasons == {"StageStarted", "StageDone", "Succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("gates", "shown"),
+    [
+        (
+            [{"metric": "accuracy", "field": "damageType", "min": 0.9}, {"metric": "accuracy", "min": 0.8}],
+            "0.950",
+        ),
+        ([{"metric": "jsonValidity", "min": 0.9}, {"metric": "accuracy", "min": 0.8}], "0.934"),
+        ([{"metric": "recall", "field": "damageType", "class": "crack", "min": 0.5}], "0.950"),
+        ([{"metric": "accuracy", "field": "unheardOf", "min": 0.9}], "0.934"),
+    ],
+)
+async def test_the_accuracy_column_shows_what_the_first_gate_is_about(
+    gates: list[dict[str, object]], shown: str
+) -> None:
+    town = await opened(spec={"evaluation": {"gates": gates}})
+    await town.until(lambda: town.over)
+    assert town.status["accuracyText"] == shown
 
 
 async def test_a_settled_run_is_not_written_again() -> None:

@@ -19,8 +19,14 @@ from typing import get_args
 import yaml
 from pydantic import ValidationError
 
-from cutover.api.trainingrun import STAGES
-from cutover.contract import STAGE_CONFIG_PATH, TERMINATION_LIMIT_BYTES, TERMINATION_LOG, ExitCode
+from cutover.api.trainingrun import STAGES, EvaluationSummary
+from cutover.contract import (
+    FIELD_OVERALL,
+    STAGE_CONFIG_PATH,
+    TERMINATION_LIMIT_BYTES,
+    TERMINATION_LOG,
+    ExitCode,
+)
 from cutover.stages import StageConfig, StageName, StageResult, done_file
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import digest_of
@@ -169,12 +175,30 @@ def termination_message(result: StageResult) -> str:
     for shorter in (
         result,
         result.model_copy(update={"details": {}, "message": result.message[:MAX_MESSAGE_CHARACTERS]}),
-        result.model_copy(update={"details": {}, "message": result.message[:300], "evaluation": None}),
+        result.model_copy(update={"details": {}, "message": result.message[:300]}),
+        result.model_copy(
+            update={"details": {}, "message": result.message[:300], "evaluation": _brief(result.evaluation)}
+        ),
     ):
         text = shorter.model_dump_json(by_alias=True, exclude_none=True)
         if len(text.encode()) < TERMINATION_LIMIT_BYTES:
             break
     return text
+
+
+def _brief(summary: EvaluationSummary | None) -> EvaluationSummary | None:
+    """Only the decisive field, which comes first, and all fields together; the rest stands in the artifacts."""
+    if summary is None:
+        return None
+    kept = {next(iter(summary.accuracy), FIELD_OVERALL), FIELD_OVERALL}
+    return EvaluationSummary(
+        **{
+            name: {field: share for field, share in value.items() if field in kept}
+            if isinstance(value, dict)
+            else value
+            for name, value in summary
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from cutover_trainer.quality import Census, Refusal
 from cutover_trainer.refused import BadRow
 from cutover_trainer.report_page import Sheet, report_page
 from cutover_trainer.split import Part, Shares
+from cutover_trainer.synthetic import LeftOut
 
 JSON_FILE = "report.json"
-PAGE_FILE = "report.html"
 REFUSED_FILE = "refused.jsonl"
 REPORTED_BAD_ROWS = 1000
 REPORTED_PAIRS = 500
@@ -46,6 +46,26 @@ class Divided:
 
 
 @dataclass(frozen=True, slots=True)
+class SyntheticRows:
+    """Made-up rows: what there was and what is used of it."""
+
+    found: int
+    used: Sequence[KeptRow]
+    left_out: Mapping[LeftOut, int]
+    training: int
+    """Rows of the training part, the used ones included."""
+
+    def document(self, task: Task) -> dict[str, Any]:
+        return {
+            "found": self.found,
+            "used": len(self.used),
+            "shareOfTraining": len(self.used) / self.training if self.training else 0.0,
+            "perClass": dict(Counter(entry.row.truth[task.decisive_field] for entry in self.used)),
+            "leftOut": dict(self.left_out),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class DataReport:
     task: Task
     shares: Shares
@@ -54,6 +74,8 @@ class DataReport:
     kept: Sequence[KeptRow]
     refused: Refusal | None = None
     divided: Divided = Divided()
+    synthetic: SyntheticRows | None = None
+    """None when there is no such row, or the data was refused before."""
 
     def document(self) -> dict[str, Any]:
         """`report.json`."""
@@ -64,6 +86,7 @@ class DataReport:
             "perClass": found.per_class,
             "controlRows": found.control_rows,
             "controlAccuracy": found.control_accuracy,
+            "synthetic": None if self.synthetic is None else self.synthetic.document(self.task),
             "groups": divided.groups,
             "parts": divided.per_part,
             "shares": {
@@ -85,7 +108,12 @@ class DataReport:
 
     def page(self, load: Loader) -> bytes:
         """`report.html`, complete in itself."""
-        return report_page(self.task, self.document(), self._class_sheets(load), self._pair_sheets(load))
+        return report_page(
+            self.task,
+            self.document(),
+            [*self._class_sheets(load), *self._synthetic_sheets(load)],
+            self._pair_sheets(load),
+        )
 
     def _pair(self, one: int, other: int) -> dict[str, Any]:
         first, second = self.kept[one], self.kept[other]
@@ -112,6 +140,17 @@ class DataReport:
             for name in self.task.classes(self.task.decisive_field)
             if of_class[name]
         ]
+
+    def _synthetic_sheets(self, load: Loader) -> list[Sheet]:
+        used = [] if self.synthetic is None else list(self.synthetic.used[:SHEET_PICTURES])
+        if not used:
+            return []
+        about = [
+            f"line {entry.row.line}: {entry.row.id}: {entry.row.truth[self.task.decisive_field]}"
+            for entry in used
+        ]
+        sheet = contact_sheet([load(entry.picture) for entry in used])
+        return [Sheet("synthetic, in the training part only", about, sheet)]
 
     def _pair_sheets(self, load: Loader) -> list[Sheet]:
         different = [

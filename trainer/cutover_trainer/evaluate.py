@@ -1,52 +1,52 @@
-"""Stage evaluate: what the adapter, the bare base and today's model say to the test part, and whether that is enough.
+"""Stage evaluate: what the adapter, the bare base, today's model and an earlier adapter say to the test part, and whether
+that is enough.
 
-The test part is read here and nowhere else. Answers are committed in pieces, so that an interrupted evaluation goes on
-where it was. A model that misses a gate of the spec ends the run with the numbers: the machine is not to blame.
+The test part is read here and nowhere else; the threshold of confidence is chosen on the validation part. Answers are
+committed in pieces, so that an interrupted evaluation goes on where it was. A model that misses a gate of the spec ends
+the run with the numbers: the machine is not to blame.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
-
-from cutover.api.trainingrun import EvaluationGate, EvaluationSummary
-from cutover.contract import FIELD_OVERALL
-from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
-from cutover.task import Task, Unreadable, read_answer
+from cutover.api.trainingrun import EvaluationSummary
+from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, EVALUATION_PAGE, StageConfig, StageResult
 from cutover_trainer.adapter_facts import TRAINING_FILE
+from cutover_trainer.asking import Asker, timed
 from cutover_trainer.base_model import base_folder, weights_bytes
-from cutover_trainer.examples import Example, open_prepared
+from cutover_trainer.confidence_curve import confidence_curve, floor_of, point_at
+from cutover_trainer.contact_sheet import contact_sheet
+from cutover_trainer.evaluation_page import SHOWN_ERRORS, TILE_PIXELS, WorstError, evaluation_page
+from cutover_trainer.evaluation_report import Evaluation, Other, doubled_of
+from cutover_trainer.examples import Example, PreparedData, open_prepared
+from cutover_trainer.gates import gate_mistakes, missed_gates
 from cutover_trainer.generate import Answerer
 from cutover_trainer.joblog import ProgressReporter
 from cutover_trainer.manifest import fetch_folder
-from cutover_trainer.measures import (
-    Judged,
-    accuracy,
-    confusion,
-    json_validity,
-    mcnemar,
-    quantile,
-    recalls,
-    right_of,
-    wilson,
-)
+from cutover_trainer.measures import Judged
 from cutover_trainer.models import choose_hardware, load_adapter, load_base, load_encoder
 from cutover_trainer.outcome import BadInput
+from cutover_trainer.previous_model import PreviousModel, fetch_previous
+from cutover_trainer.split import PARTS
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
-PIECE_ROWS = 64
-BATCH_ROWS = 16
 TIMED_ROWS = 32
 ANSWERS_FOLDER = "evaluation"
+PREVIOUS = "previous"
+TRAINED = "default"
+"""peft's name of the adapter that was loaded first."""
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
+    spec, task = config.spec, config.task
+    mistakes = gate_mistakes(task, spec.evaluation.gates)
+    if mistakes:
+        raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
     data = open_prepared(store, scratch)
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
@@ -55,49 +55,90 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
             f"artifacts: {store.uri}/{ADAPTER_FOLDER} holds no adapter; run the stage train first",
         )
     adapter_path, manifest = found
-    spec, task = config.spec, config.task
+    previous = fetch_previous(config, adapter_path, scratch)
     folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
     hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
     model = load_adapter(load_base(folder, hardware), adapter_path)
-    answerer = Answerer(model, encoder, data, hardware, task.max_answer_tokens)
-    examples = data.part("test")
+    answerer = Answerer(model, encoder, data, hardware, task)
+    parts = {part: data.part(part) for part in PARTS}
+    examples, validation = parts["test"], parts["validation"]
     compare = spec.evaluation.compare_with
     with_base = compare in ("base", "baseAndControl")
-    with_control = compare in ("control", "baseAndControl")
+    fair = [] if previous is None else previous.unseen(examples)
 
-    progress = ProgressReporter("evaluate", len(examples) * (2 if with_base else 1))
-    asker = _Asker(store, f"{ANSWERS_FOLDER}/{manifest.digest[:12]}", progress, stop)
-    judge = _Judge(task)
-    seconds = _timed(answerer, examples[:TIMED_ROWS], stop)
-    adapter = judge.all(examples, asker.ask("adapter", answerer, examples))
-    base: list[Judged] = []
+    asked = len(examples) * (2 if with_base else 1) + len(validation) + len(fair)
+    progress = ProgressReporter("evaluate", asked)
+    asker = Asker(task, store, f"{ANSWERS_FOLDER}/{manifest.digest[:12]}", progress, stop)
+    seconds = timed(answerer, examples[:TIMED_ROWS], stop)
+    judged = asker.ask("adapter", answerer, examples)
+    field, floor = floor_of(task, spec.evaluation.gates)
+    sure = asker.ask("validation", answerer, validation)
+    curve = confidence_curve(task, sure, field, floor) if sure else None
+    others: dict[str, Other] = {}
     if with_base:
         with model.disable_adapter():
-            base = judge.all(examples, asker.ask("base", answerer, examples))
-    compared = [
-        number for number, example in enumerate(examples) if with_control and example.control is not None
-    ]
-    control = [Judged(examples[number].truth, examples[number].control) for number in compared]
-
-    summary = EvaluationSummary(
-        examples=len(examples),
-        accuracy=accuracy(task, adapter),
-        accuracy_before=accuracy(task, base),
-        accuracy_control=accuracy(task, control),
-        json_validity=json_validity(adapter),
-        latency_p95_seconds=quantile(seconds, 0.95),
+            others["base"] = Other(range(len(examples)), asker.ask("base", answerer, examples))
+    if compare in ("control", "baseAndControl"):
+        others["control"] = _control(examples)
+    if previous is not None:
+        model.load_adapter(str(previous.folder), adapter_name=PREVIOUS)
+        model.set_adapter(PREVIOUS)
+        said = asker.ask(f"previous-{previous.digest[:12]}", answerer, [examples[row] for row in fair])
+        model.set_adapter(TRAINED)
+        others[PREVIOUS] = _previous(previous, fair, said, len(examples))
+    evaluation = Evaluation(
+        task=task,
+        examples=examples,
+        judged=judged,
+        others=others,
+        doubled=doubled_of([example for part in PARTS for example in parts[part]]),
+        curve=curve,
+        checked=None
+        if curve is None or curve.threshold is None
+        else point_at(task, judged, field, curve.threshold),
+        seconds=seconds,
+        missed=missed_gates(task, spec.evaluation.gates, judged),
     )
-    document = _document(task, summary, adapter, [adapter[number] for number in compared], control, seconds)
-    document["adapterDigest"] = manifest.digest
-    missed = missed_gates(task, spec.evaluation.gates, summary, adapter)
-    document["missedGates"] = missed
+    facts = {"adapterDigest": manifest.digest, "dataDigest": data.digest}
+    return _ended(store, data, evaluation, facts)
+
+
+def _control(examples: Sequence[Example]) -> Other:
+    """Today's model, on the rows that have its answer."""
+    rows = [number for number, example in enumerate(examples) if example.control is not None]
+    judged = [Judged(examples[row].truth, examples[row].control, examples[row].group) for row in rows]
+    return Other(rows, judged)
+
+
+def _previous(previous: PreviousModel, rows: Sequence[int], judged: Sequence[Judged], examples: int) -> Other:
+    left = None if previous.learnt is None else examples - len(rows)
+    return Other(rows, judged, {"uri": previous.uri, "digest": previous.digest, "leftOut": left})
+
+
+def _ended(
+    store: ArtifactStore, data: PreparedData, evaluation: Evaluation, facts: dict[str, Any]
+) -> StageResult:
+    task, summary = evaluation.task, evaluation.summary()
+    document = {**facts, **evaluation.document()}
+    worst = [
+        WorstError(
+            evaluation.error(row),
+            contact_sheet([data.picture(evaluation.examples[row])], tile_pixels=TILE_PIXELS),
+        )
+        for row in evaluation.wrong_rows()[:SHOWN_ERRORS]
+    ]
+    store.put(EVALUATION_PAGE, evaluation_page(task, document, worst))
     store.put(EVALUATION_FILE, json.dumps(document, indent=1).encode())
-    if missed:
+    if evaluation.missed:
         doubt = _doubt(store)
         why = "" if doubt is None else f". Training: {doubt}"
-        raise BadInput("EvaluationGateFailed", f"evaluation.gates: {'; '.join(missed)}{why}", summary)
-    return StageResult(stage="evaluate", outcome="done", message=_sentence(task, summary), evaluation=summary)
+        raise BadInput(
+            "EvaluationGateFailed", f"evaluation.gates: {'; '.join(evaluation.missed)}{why}", summary
+        )
+    return StageResult(
+        stage="evaluate", outcome="done", message=_sentence(evaluation, summary), evaluation=summary
+    )
 
 
 def _doubt(store: ArtifactStore) -> str | None:
@@ -109,132 +150,16 @@ def _doubt(store: ArtifactStore) -> str | None:
     return said
 
 
-def missed_gates(
-    task: Task, gates: Sequence[EvaluationGate], summary: EvaluationSummary, judged: Sequence[Judged]
-) -> list[str]:
-    """One sentence for every gate that is not reached."""
-    missed: list[str] = []
-    for gate in gates:
-        name, reached, n = _reached(task, gate, summary, judged)
-        if reached < gate.min:
-            low, high = wilson(round(reached * n), n)
-            missed.append(f"{name} is {reached:.3f} ({low:.3f} to {high:.3f}, {n} rows), wanted {gate.min:g}")
-    return missed
-
-
-def _reached(
-    task: Task, gate: EvaluationGate, summary: EvaluationSummary, judged: Sequence[Judged]
-) -> tuple[str, float, int]:
-    if gate.metric == "jsonValidity":
-        return "jsonValidity", summary.json_validity or 0.0, summary.examples
-    if gate.metric == "accuracy":
-        field = gate.field or FIELD_OVERALL
-        if field not in summary.accuracy:
-            raise BadInput(
-                "UnknownGate", f"evaluation.gates: field {field!r} is none of {', '.join(summary.accuracy)}"
-            )
-        return f"accuracy of {field}", summary.accuracy[field], summary.examples
-    field = gate.field or task.decisive_field
-    if field not in task.scored_fields or gate.class_ not in task.classes(field):
-        raise BadInput(
-            "UnknownGate", f"evaluation.gates: recall needs a class of a scored field, not {gate.class_!r}"
-        )
-    found = recalls(task, judged, field)[str(gate.class_)]
-    return f"recall of {gate.class_}", found["recall"], int(found["n"])
-
-
-class _Asker:
-    """Puts the questions in pieces; a piece whose answers are stored is not asked again."""
-
-    def __init__(self, store: ArtifactStore, folder: str, progress: ProgressReporter, stop: Stop) -> None:
-        self._store = store
-        self._folder = folder
-        self._progress = progress
-        self._stop = stop
-        self._done = 0
-
-    def ask(self, name: str, answerer: Answerer, examples: Sequence[Example]) -> list[str]:
-        return [
-            text
-            for start in range(0, len(examples), PIECE_ROWS)
-            for text in self._piece(
-                f"{self._folder}/{name}-{start:06d}.json", answerer, examples[start : start + PIECE_ROWS]
-            )
-        ]
-
-    def _piece(self, name: str, answerer: Answerer, examples: Sequence[Example]) -> list[str]:
-        try:
-            stored: list[str] = json.loads(self._store.get(name))
-            self._done += len(examples)
-            return stored
-        except (FileNotFoundError, ValueError):
-            pass
-        texts: list[str] = []
-        for start in range(0, len(examples), BATCH_ROWS):
-            self._stop.check()
-            batch = examples[start : start + BATCH_ROWS]
-            texts += answerer.answers(batch)
-            self._done += len(batch)
-            self._progress.report(self._done)
-        self._store.put(name, json.dumps(texts).encode())
-        return texts
-
-
-class _Judge:
-    """Reads answers as strictly as the gateway does."""
-
-    def __init__(self, task: Task) -> None:
-        self._validator = jsonschema_rs.validator_for(task.answer_schema)
-
-    def all(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Judged]:
-        return [
-            Judged(example.truth, self._read(text)) for example, text in zip(examples, texts, strict=True)
-        ]
-
-    def _read(self, text: str) -> dict[str, Any] | None:
-        answer = read_answer(text)
-        return None if isinstance(answer, Unreadable) or not self._validator.is_valid(answer) else answer
-
-
-def _timed(answerer: Answerer, examples: Sequence[Example], stop: Stop) -> list[float]:
-    """Seconds per picture asked alone; the first answer warms up and is not counted."""
-    seconds: list[float] = []
-    for example in [*examples[:1], *examples]:
-        stop.check()
-        started = time.perf_counter()
-        answerer.answers([example])
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
-
-
-def _document(
-    task: Task,
-    summary: EvaluationSummary,
-    adapter: Sequence[Judged],
-    paired: Sequence[Judged],
-    control: Sequence[Judged],
-    seconds: Sequence[float],
-) -> dict[str, Any]:
-    return {
-        "summary": summary.to_wire(),
-        "confusion": {field: confusion(task, adapter, field) for field in task.scored_fields},
-        "recall": {field: recalls(task, adapter, field) for field in task.scored_fields},
-        "control": {
-            "n": len(control),
-            "mcnemar": {
-                field: mcnemar(right_of(task, paired, field), right_of(task, control, field))
-                for field in (*task.scored_fields, FIELD_OVERALL)
-            },
-        },
-        "latencySeconds": {"n": len(seconds), "p50": quantile(seconds, 0.5), "p95": quantile(seconds, 0.95)},
-    }
-
-
-def _sentence(task: Task, summary: EvaluationSummary) -> str:
-    field = task.decisive_field
+def _sentence(evaluation: Evaluation, summary: EvaluationSummary) -> str:
+    field = evaluation.task.decisive_field
     parts = [f"{field} {summary.accuracy[field]:.3f} on {summary.examples} test rows"]
-    if summary.accuracy_before:
-        parts.append(f"base {summary.accuracy_before[field]:.3f}")
-    if summary.accuracy_control:
-        parts.append(f"today's model {summary.accuracy_control[field]:.3f}")
+    for name, shares in (
+        ("base", summary.accuracy_before),
+        ("today's model", summary.accuracy_control),
+        ("the previous model", summary.accuracy_previous),
+    ):
+        if field in shares:
+            parts.append(f"{name} {shares[field]:.3f}")
+    if field in summary.human_agreement:
+        parts.append(f"people agree in {summary.human_agreement[field]:.3f} of {summary.human_rows}")
     return ", ".join(parts)

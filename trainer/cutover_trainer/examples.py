@@ -37,6 +37,10 @@ class Example(BaseModel):
     answer: str
     truth: Mapping[str, str]
     control: Mapping[str, Any] | None
+    people: Sequence[Mapping[str, str]] = ()
+    """What each person said who labelled it."""
+    synthetic: bool = False
+    """Made up; in the training part only."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +59,16 @@ class PreparedData:
         self.digest = digest
 
     def part(self, part: Part) -> list[Example]:
-        return list(self._lines(part))
+        """Raises BadInput when a part that judges holds made-up rows."""
+        examples = list(self._lines(part))
+        made_up = [example.id for example in examples if example.synthetic]
+        if made_up and part != "train":
+            raise BadInput(
+                "SyntheticHeldOut",
+                f"artifacts: {DATA_FOLDER}/{part}.jsonl holds {len(made_up)} synthetic rows ({made_up[0]}); only the "
+                "training part may: prepare the data in a new TrainingRun",
+            )
+        return examples
 
     def _lines(self, part: Part) -> Iterator[Example]:
         with (self._folder / f"{part}.jsonl").open("rb") as lines:

@@ -1,7 +1,8 @@
 """Brings the rows from where they are into the run's folder, once: export/rows.jsonl, then its manifest.
 
-From an HTTP export (JSON lines, bearer token), an object-store URI, or a mounted claim. Bounded in rows and bytes; a
-transfer that breaks off is never taken for a complete one.
+From an HTTP export (JSON lines, bearer token), an object-store URI, or a mounted claim; the rows of `dataset.synthetic`
+follow, and the manifest says how many they are. Bounded in rows and bytes; a transfer that breaks off is never taken for
+a complete one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 from yarl import URL
@@ -19,11 +20,13 @@ from cutover.stages import EXPORT_FOLDER, StageConfig, StageResult
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import (
     MANIFEST_FILE,
+    SYNTHETIC_ROWS,
     FileEntry,
     Manifest,
     build_manifest,
     read_manifest,
     sha256_of_file,
+    synthetic_rows,
 )
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.storage import ArtifactStore
@@ -38,7 +41,9 @@ SILENCE_SECONDS = 60.0
 def run(config: StageConfig, store: ArtifactStore, scratch: Path) -> StageResult:
     manifest = export_rows(config, store, scratch)
     rows = manifest.facts["rows"]
-    return StageResult(stage="export", outcome="done", message=f"{rows} rows exported")
+    made = synthetic_rows(manifest)
+    more = f", and {made} synthetic ones" if made else ""
+    return StageResult(stage="export", outcome="done", message=f"{rows} rows exported{more}")
 
 
 def export_rows(config: StageConfig, store: ArtifactStore, scratch: Path) -> Manifest:
@@ -50,14 +55,15 @@ def export_rows(config: StageConfig, store: ArtifactStore, scratch: Path) -> Man
     count = _write_rows(config, target)
     if count == 0:
         raise BadInput("EmptyDataset", "dataset.source: it has no rows; check the source and its filters")
+    made = _append_synthetic(config, target)
     entry = FileEntry(sha256=sha256_of_file(target), size=target.stat().st_size)
-    manifest = build_manifest({ROWS_FILE: entry}, {"rows": count})
+    manifest = build_manifest({ROWS_FILE: entry}, {"rows": count, SYNTHETIC_ROWS: made})
     staged = scratch / EXPORT_FOLDER
     staged.mkdir(exist_ok=True)
     target.replace(staged / ROWS_FILE)
     store.upload(staged, EXPORT_FOLDER)
     store.put(f"{EXPORT_FOLDER}/{MANIFEST_FILE}", manifest.to_bytes())
-    log("exported", rows=count, bytes=entry.size)
+    log("exported", rows=count, synthetic=made, bytes=entry.size)
     return manifest
 
 
@@ -79,10 +85,27 @@ def _write_rows(config: StageConfig, target: Path) -> int:
     if source.http is not None:
         return asyncio.run(_write_http_rows(config, source.http.url, target))
     if config.source_path is not None:
-        return _write_lines(_file_lines(Path(config.source_path)), target, config.spec.dataset.limit)
+        lines = _file_lines(Path(config.source_path), "dataset.source.claim")
+        return _write_lines(lines, target, config.spec.dataset.limit)
     if source.uri is not None:
-        return _write_lines(_object_lines(source.uri), target, config.spec.dataset.limit)
+        lines = _object_lines(source.uri, "dataset.source.uri")
+        return _write_lines(lines, target, config.spec.dataset.limit)
     raise BadInput("NoSource", "dataset.source: give http, uri or claim")
+
+
+def _append_synthetic(config: StageConfig, target: Path) -> int:
+    wanted = config.spec.dataset.synthetic
+    if wanted is None or (config.synthetic_path is None and wanted.uri is None):
+        return 0
+    field = "dataset.synthetic.uri" if wanted.uri is not None else "dataset.synthetic.claim"
+    if wanted.uri is not None:
+        lines = _object_lines(wanted.uri, field)
+    else:
+        lines = _file_lines(Path(str(config.synthetic_path)), field)
+    count = _write_lines(lines, target, config.spec.dataset.limit, "ab", "dataset.synthetic")
+    if count == 0:
+        raise BadInput("EmptyDataset", f"{field}: it has no rows; correct it or remove dataset.synthetic")
+    return count
 
 
 # ------------------------------------------------------------------ HTTP
@@ -172,34 +195,28 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 # ------------------------------------------------------------------ files and objects
-def _file_lines(path: Path) -> Iterator[bytes]:
+def _file_lines(path: Path, field: str) -> Iterator[bytes]:
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise BadInput(
-            "SourceNotFound", f"dataset.source.claim: no JSON lines (*.jsonl) at {path}; check claim.path"
-        )
+        raise BadInput("SourceNotFound", f"{field}: no JSON lines (*.jsonl) at {path}; check claim.path")
     for file in files:
         with file.open("rb") as lines:
             yield from _bounded(lines)
 
 
-def _object_lines(uri: str) -> Iterator[bytes]:
+def _object_lines(uri: str, field: str) -> Iterator[bytes]:
     try:
         files, root = fsspec.core.url_to_fs(uri)
         names = [root] if not files.isdir(root) else sorted(files.glob(f"{root.rstrip('/')}/*.jsonl"))
         if not names or not files.exists(names[0]):
-            raise BadInput("SourceNotFound", f"dataset.source.uri: {uri} has no JSON lines (*.jsonl)")
+            raise BadInput("SourceNotFound", f"{field}: {uri} has no JSON lines (*.jsonl)")
         for name in names:
             with files.open(name, "rb") as lines:
                 yield from _bounded(lines)
     except PermissionError as error:
-        raise BadInput(
-            "SourceUnauthorized", f"dataset.source.uri: {uri}: {error}; check the pod's access"
-        ) from None
+        raise BadInput("SourceUnauthorized", f"{field}: {uri}: {error}; check the pod's access") from None
     except ImportError as error:
-        raise BadInput(
-            "UnknownStorage", f"dataset.source.uri: {uri}: this image has no client: {error}"
-        ) from None
+        raise BadInput("UnknownStorage", f"{field}: {uri}: this image has no client: {error}") from None
 
 
 def _bounded(file: Any) -> Iterator[bytes]:
@@ -213,26 +230,28 @@ def _bounded(file: Any) -> Iterator[bytes]:
     yield rest
 
 
-def _write_lines(lines: Iterator[bytes], target: Path, limit: int) -> int:
+def _write_lines(
+    lines: Iterator[bytes], target: Path, limit: int, mode: Literal["wb", "ab"] = "wb", field: str = "dataset"
+) -> int:
     written = count = 0
-    with target.open("wb") as file:
+    with target.open(mode) as file:
         for line in lines:
             if not line.strip():
                 continue
             count += 1
             written += len(line)
-            _check_size(line, count, written)
+            _check_size(line, count, written, field)
             file.write(line.rstrip(b"\r\n") + b"\n")
             if count >= limit:
                 break
     return count
 
 
-def _check_size(line: bytes, number: int, written: int) -> None:
+def _check_size(line: bytes, number: int, written: int, field: str = "dataset") -> None:
     if len(line) > MAX_LINE_BYTES:
         raise BadInput(
             "RowTooLarge",
-            f"dataset: line {number} has more than {MAX_LINE_BYTES} bytes; send pictures by URL or scale them down",
+            f"{field}: line {number} has more than {MAX_LINE_BYTES} bytes; send pictures by URL or scale them down",
         )
     if written > MAX_EXPORT_BYTES:
-        raise BadInput("ExportTooLarge", f"dataset: more than {MAX_EXPORT_BYTES} bytes; lower dataset.limit")
+        raise BadInput("ExportTooLarge", f"{field}: more than {MAX_EXPORT_BYTES} bytes; lower dataset.limit")

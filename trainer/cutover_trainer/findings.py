@@ -13,6 +13,7 @@ from cutover.task import Task
 from cutover_trainer.kept_rows import KeptRow
 from cutover_trainer.quality import FEW_TEST_ROWS, thin_test_part
 from cutover_trainer.split import PARTS, Part, Shares
+from cutover_trainer.synthetic import LeftOut
 
 MAX_LINES = 20
 """Lines named in one finding."""
@@ -53,6 +54,25 @@ def findings(
         _imbalance(task, kept),
         _thin_test_part(per_part),
         _shares(per_part, shares),
+    )
+    return [check for check in checks if check is not None]
+
+
+def synthetic_findings(lines: Mapping[LeftOut, Sequence[int]]) -> list[Finding]:
+    """Of made-up rows that were not used and that somebody may have counted on; `lines` by the reason why not."""
+    checks = (
+        _found(
+            "SyntheticNotAskedFor",
+            lines.get("NotAskedFor", ()),
+            "rows are marked synthetic and were left out",
+            "set dataset.synthetic if they are to fill up classes that are short",
+        ),
+        _found(
+            "SyntheticKnowsTest",
+            lines.get("KnowsHeldOutRows", ()),
+            "synthetic rows share a building, an assessment or a photograph with the validation or test part; left out",
+            "make them up from rows of the training part, or not from photographs at all",
+        ),
     )
     return [check for check in checks if check is not None]
 

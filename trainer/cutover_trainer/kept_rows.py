@@ -54,6 +54,8 @@ class KeptRow:
             answer=answer_text(self.row.answer),
             truth=self.row.truth,
             control=self.row.control,
+            people=self.row.people,
+            synthetic=self.row.synthetic,
         )
 
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cutover_trainer.storage import ArtifactStore
 
 MANIFEST_FILE = "MANIFEST.json"
+SYNTHETIC_ROWS = "syntheticRows"
+"""Fact of a folder of rows: how many of them are made up. The fact `rows` does not count them."""
 
 
 class FileEntry(BaseModel):
@@ -34,6 +36,11 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         return json.dumps(self.model_dump(), indent=1, sort_keys=True).encode()
+
+
+def synthetic_rows(manifest: Manifest) -> int:
+    """0 where the folder is older than the fact."""
+    return int(manifest.facts.get(SYNTHETIC_ROWS, 0))
 
 
 def sha256_of(data: bytes) -> str:

@@ -46,8 +46,9 @@ class PictureSource:
         http = config.spec.dataset.source.http
         self._source_origin = None if http is None else URL(http.url).origin()
         self._headers = authorization(source_token(config))
-        uri = config.spec.dataset.source.uri
-        self._bucket = None if uri is None else "/".join(uri.split("/")[:3]) + "/"
+        made = config.spec.dataset.synthetic
+        uris = (config.spec.dataset.source.uri, None if made is None else made.uri)
+        self._buckets = tuple("/".join(uri.split("/")[:3]) + "/" for uri in uris if uri is not None)
 
     async def get(self, url: str) -> bytes:
         """Bytes of the picture. Raises PictureMissing."""
@@ -93,7 +94,7 @@ class PictureSource:
 
     def _object(self, url: str) -> bytes:
         """Only from the bucket the training data comes from: the pod's credentials may reach others."""
-        if self._bucket is None or not url.startswith(self._bucket):
+        if not url.startswith(self._buckets):
             raise FetchRefused(url, "an object outside the bucket of dataset.source.uri")
         try:
             files, path = fsspec.core.url_to_fs(url)

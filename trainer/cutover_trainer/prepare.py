@@ -18,28 +18,38 @@ import jsonschema_rs
 import orjson
 
 from cutover.api.trainingrun import DataSummary
-from cutover.stages import DATA_FOLDER, EXPORT_FOLDER, StageConfig, StageResult
+from cutover.stages import DATA_FOLDER, DATA_PAGE, EXPORT_FOLDER, StageConfig, StageResult
 from cutover_trainer import data_report
 from cutover_trainer.base_model import base_folder
-from cutover_trainer.data_report import DataReport, Divided
+from cutover_trainer.data_report import DataReport, Divided, SyntheticRows
 from cutover_trainer.encoding import Encoder, Unencodable
 from cutover_trainer.examples import PICTURES_FOLDER, encode_lines
 from cutover_trainer.export import ROWS_FILE, export_rows
-from cutover_trainer.findings import findings
+from cutover_trainer.findings import findings, synthetic_findings
+from cutover_trainer.gates import gate_mistakes
 from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.kept_rows import KeptRow
-from cutover_trainer.manifest import MANIFEST_FILE, FileEntry, build_manifest, entry_of, fetch_folder
+from cutover_trainer.manifest import (
+    MANIFEST_FILE,
+    SYNTHETIC_ROWS,
+    FileEntry,
+    build_manifest,
+    entry_of,
+    fetch_folder,
+    synthetic_rows,
+)
 from cutover_trainer.models import load_encoder
 from cutover_trainer.near_duplicates import near_pairs
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.picture import KeptPicture, UnusablePicture, keep, load
 from cutover_trainer.picture_source import PictureMissing, PictureSource, open_picture_source
-from cutover_trainer.quality import census, group_field_refusal, refusal
+from cutover_trainer.quality import census, group_field_refusal, refusal, synthetic_refusal
 from cutover_trainer.refused import BadRow
 from cutover_trainer.rows import AnswerValidator, Row, answer_text, read_row
 from cutover_trainer.split import PARTS, Part, Shares, class_counts, divide, groups_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
+from cutover_trainer.synthetic import choose
 
 ROWS_AT_ONCE = 64
 MAX_DECODERS = 4
@@ -48,12 +58,18 @@ MAX_DECODERS = 4
 
 @dataclass(slots=True)
 class _Reading:
-    """What was read so far."""
+    """What was read so far: the lines of the export, then those of `dataset.synthetic`."""
 
+    rows: int
+    made_up: int
     good: list[KeptRow] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     repeated_ids: list[int] = field(default_factory=list)
+
+    def bad_of(self, made_up: bool) -> list[BadRow]:
+        """By the source they come from, not by what they say."""
+        return [row for row in self.bad if (row.line > self.rows) == made_up]
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
@@ -67,8 +83,8 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
         raise StageFailed(
             "ExportDamaged", "the exported rows do not match their manifest; they are exported again"
         )
-    total = int(exported.facts["rows"])
-    reading = asyncio.run(_read(config, found[0] / ROWS_FILE, total, store, encoder, stop))
+    reading = _Reading(int(exported.facts["rows"]), synthetic_rows(exported))
+    asyncio.run(_read(config, found[0] / ROWS_FILE, reading, store, encoder, stop))
     return _finish(config, store, reading)
 
 
@@ -81,25 +97,24 @@ def _check_settings(config: StageConfig) -> None:
             f"dataset.split: train {split.train}, validation {split.validation}, test {split.test} add up to {total:g}; "
             "they must add up to 1, with train and test above 0",
         )
+    mistakes = gate_mistakes(config.task, config.spec.evaluation.gates)
+    if mistakes:
+        # Said before a GPU is asked for, although the gates are used last.
+        raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
     compute = config.spec.compute
     if compute.gpus * compute.nodes > 1:
         raise BadInput(
             "SeveralGpus",
             f"compute.gpus: {compute.gpus} on {compute.nodes} nodes; a run is trained on one GPU: set gpus and nodes to 1",
         )
-    if config.spec.dataset.synthetic is not None:
-        raise BadInput(
-            "SyntheticUnsupported", "dataset.synthetic: made-up rows are not supported; remove the field"
-        )
 
 
 # ------------------------------------------------------------------ reading
 async def _read(
-    config: StageConfig, file: Path, total: int, store: ArtifactStore, encoder: Encoder, stop: Stop
-) -> _Reading:
+    config: StageConfig, file: Path, reading: _Reading, store: ArtifactStore, encoder: Encoder, stop: Stop
+) -> None:
     validator: AnswerValidator = jsonschema_rs.validator_for(config.task.answer_schema)
-    reading = _Reading()
-    progress = ProgressReporter("prepare", total)
+    progress = ProgressReporter("prepare", reading.rows + reading.made_up)
     stored = set(store.list(f"{DATA_FOLDER}/{PICTURES_FOLDER}"))
     decoders = min(MAX_DECODERS, os.cpu_count() or 1)
     async with open_picture_source(config) as source:
@@ -123,13 +138,14 @@ async def _read(
                 for write in writes:
                     write.result()
                 progress.report(batch[-1][0])
-    passing = sum(row.reason == "PictureUnavailable" for row in reading.bad)
-    allowed = config.spec.dataset.quality.max_bad_rows_share
-    if passing and len(reading.bad) > allowed * total >= len(reading.bad) - passing:
-        raise StageFailed(
-            "PicturesUnavailable", f"{passing} pictures could not be fetched; the next attempt tries again"
-        )
-    return reading
+    for total, bad in ((reading.rows, reading.bad_of(False)), (reading.made_up, reading.bad_of(True))):
+        passing = sum(row.reason == "PictureUnavailable" for row in bad)
+        allowed = config.spec.dataset.quality.max_bad_rows_share
+        if passing and len(bad) > allowed * total >= len(bad) - passing:
+            raise StageFailed(
+                "PicturesUnavailable",
+                f"{passing} pictures could not be fetched; the next attempt tries again",
+            )
 
 
 def _batches(file: Path) -> Iterator[list[tuple[int, bytes]]]:
@@ -142,7 +158,8 @@ def _batches(file: Path) -> Iterator[list[tuple[int, bytes]]]:
 def _read_once(
     line: int, raw: bytes, config: StageConfig, validator: AnswerValidator, reading: _Reading
 ) -> Row | BadRow:
-    row = read_row(line, raw, config.task, validator, config.spec.dataset.group_by)
+    made_up = line > reading.rows
+    row = read_row(line, raw, config.task, validator, config.spec.dataset.group_by, made_up)
     if isinstance(row, BadRow):
         return row
     if row.id in reading.ids:
@@ -181,17 +198,23 @@ def _unencodable(encoder: Encoder, row: Row, picture: KeptPicture) -> BadRow | N
 def _finish(config: StageConfig, store: ArtifactStore, reading: _Reading) -> StageResult:
     task, dataset = config.task, config.spec.dataset
     shares = Shares(dataset.split.train, dataset.split.validation, dataset.split.test)
-    found = census(task, [kept.row for kept in reading.good], reading.bad)
-    report = DataReport(task, shares, found, reading.bad, reading.good)
-    refused = refusal(task, dataset.quality, found, reading.bad) or group_field_refusal(
-        dataset.group_by, [entry.row for entry in reading.good]
+    real = [entry for entry in reading.good if not entry.row.synthetic]
+    made = [entry for entry in reading.good if entry.row.synthetic]
+    bad = reading.bad_of(False)
+    found = census(task, [entry.row for entry in real], bad)
+    report = DataReport(task, shares, found, reading.bad, real)
+    refused = (
+        refusal(task, dataset.quality, found, bad)
+        or synthetic_refusal(dataset.quality, reading.made_up, reading.bad_of(True))
+        or group_field_refusal(dataset.group_by, [entry.row for entry in real])
     )
     if refused is not None:
         _write_report(store, replace(report, refused=refused))
         raise BadInput(refused.reason, refused.message)
-    kept = [entry for entry in reading.good if entry.row.validated]
+    kept = [entry for entry in real if entry.row.validated]
     members = [entry.member(task) for entry in kept]
-    pairs = near_pairs([entry.perceptual_hash for entry in kept])
+    all_pairs = near_pairs([entry.perceptual_hash for entry in [*kept, *made]])
+    pairs = [pair for pair in all_pairs if max(pair) < len(kept)]
     groups = groups_of(members, pairs)
     parts = divide(members, groups, shares, dataset.seed)
     counts = Counter(parts.values())
@@ -203,23 +226,40 @@ def _finish(config: StageConfig, store: ArtifactStore, reading: _Reading) -> Sta
         )
     per_part = class_counts(parts, members)
     odd = findings(task, dataset.group_by, kept, groups, pairs, reading.repeated_ids, per_part, shares)
+    choice = choose(
+        [entry.member(task) for entry in made], members, parts, all_pairs, dataset.synthetic, dataset.seed
+    )
+    used = [made[index] for index in choice.used]
+    odd += synthetic_findings(
+        {why: [made[index].row.line for index in rows] for why, rows in choice.left_out.items()}
+    )
     divided = Divided(len(set(groups)), per_part, pairs, odd)
-    written = _write_report(store, replace(report, kept=kept, divided=divided))
-    digest = _commit(store, kept, groups, parts, written)
+    synthetic = SyntheticRows(
+        len(made),
+        used,
+        {why: len(rows) for why, rows in choice.left_out.items()},
+        counts["train"] + len(used),
+    )
+    report = replace(report, kept=kept, divided=divided, synthetic=synthetic if made else None)
+    written = _write_report(store, report)
+    digest = _commit(store, kept, groups, parts, used, written)
     for finding in odd:
         log("warning", message=f"{finding.kind}: {finding.rows} {finding.detail}; {finding.remedy}")
     summary = DataSummary(
         rows=found.rows,
-        train=counts["train"],
+        train=counts["train"] + len(used),
         validation=counts["validation"],
         test=counts["test"],
+        synthetic=len(used),
         bad_rows=found.bad,
         control_accuracy=found.control_accuracy.get(task.decisive_field),
         digest=digest,
     )
-    message = f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test rows"
+    message = f"{summary.train} training, {counts['validation']} validation, {counts['test']} test rows"
+    if used:
+        message += f"; {len(used)} of the training rows are synthetic"
     if found.bad:
-        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/{data_report.PAGE_FILE}"
+        message += f"; {found.bad} of {found.rows} rows refused, see {DATA_FOLDER}/{DATA_PAGE}"
     if odd:
         message += f"; worth a look: {', '.join(finding.kind for finding in odd)}"
     return StageResult(stage="prepare", outcome="done", message=message, data=summary)
@@ -235,7 +275,7 @@ def _write_report(store: ArtifactStore, report: DataReport) -> dict[str, bytes]:
         store.put(f"{DATA_FOLDER}/{name}", data)
     pictures = f"{DATA_FOLDER}/{PICTURES_FOLDER}"
     page = report.page(lambda digest: load(store.get(f"{pictures}/{digest}")))
-    store.put(f"{DATA_FOLDER}/{data_report.PAGE_FILE}", page)
+    store.put(f"{DATA_FOLDER}/{DATA_PAGE}", page)
     return files
 
 
@@ -244,6 +284,7 @@ def _commit(
     kept: Sequence[KeptRow],
     groups: Sequence[int],
     parts: Mapping[str, Part],
+    synthetic: Sequence[KeptRow],
     written: Mapping[str, bytes],
 ) -> str:
     files: dict[str, FileEntry] = {name: entry_of(data) for name, data in written.items()}
@@ -253,12 +294,14 @@ def _commit(
             for entry, group in zip(kept, groups, strict=True)
             if parts[entry.row.id] == part
         ]
+        if part == "train":
+            rows += [entry.example(entry.row.id) for entry in synthetic]
         data = encode_lines(rows)
         store.put(f"{DATA_FOLDER}/{part}.jsonl", data)
         files[f"{part}.jsonl"] = entry_of(data)
-    for entry in kept:
+    for entry in [*kept, *synthetic]:
         name = f"{PICTURES_FOLDER}/{entry.picture}"
         files[name] = FileEntry(sha256=entry.picture, size=entry.bytes)
-    manifest = build_manifest(files, {"rows": len(kept)})
+    manifest = build_manifest(files, {"rows": len(kept), SYNTHETIC_ROWS: len(synthetic)})
     store.put(f"{DATA_FOLDER}/{MANIFEST_FILE}", manifest.to_bytes())
     return manifest.digest

@@ -68,6 +68,19 @@ def refusal(task: Task, quality: Quality, found: Census, bad: Sequence[BadRow]) 
     return next((check for check in checks if check is not None), None)
 
 
+def synthetic_refusal(quality: Quality, rows: int, bad: Sequence[BadRow]) -> Refusal | None:
+    """For the rows of `dataset.synthetic`, so that many good ones cannot hide bad real ones, nor the reverse."""
+    if not rows or len(bad) / rows <= quality.max_bad_rows_share:
+        return None
+    first = "; ".join(f"line {row.line}: {row.detail} ({row.remedy})" for row in bad[:3])
+    return Refusal(
+        "UnreadableRows",
+        f"dataset.synthetic: {len(bad)} of {rows} rows are unusable, dataset.quality.maxBadRowsShare allows "
+        f"{quality.max_bad_rows_share:.1%}: {first}. Lines are counted on from the export's; correct the rows or raise "
+        "the share",
+    )
+
+
 def group_field_refusal(group_by: str, rows: Sequence[Row]) -> Refusal | None:
     """A field that was named on purpose and that no row has: the split would not keep buildings together."""
     if group_by == DEFAULT_GROUP_FIELD or any(row.group is not None for row in rows):

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cutover.api.trainingrun import EvaluationSummary, Mlflow, ModelVersion
-from cutover.stages import ADAPTER_FOLDER, EVALUATION_FILE, StageConfig, StageResult
+from cutover.api.trainingrun import ConfidenceSummary, EvaluationSummary, Mlflow, ModelVersion
+from cutover.stages import (
+    ADAPTER_FOLDER,
+    DATA_FOLDER,
+    DATA_PAGE,
+    EVALUATION_FILE,
+    EVALUATION_PAGE,
+    StageConfig,
+    StageResult,
+)
 from cutover_trainer.adapter_facts import FACTS_FILE, TRAINING_FILE, AdapterFacts
 from cutover_trainer.joblog import log
-from cutover_trainer.manifest import Manifest, read_manifest
+from cutover_trainer.manifest import Manifest, read_manifest, synthetic_rows
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
@@ -25,6 +35,9 @@ ALIAS = "candidate"
 DIGEST_CHARACTERS = 12
 TAG_UID = "cutover.trainingrun.uid"
 TAG_DIGEST = "cutover.adapter.digest"
+TAG_SYNTHETIC = "cutover.data.synthetic"
+"""Made-up rows the adapter was trained on; on the run and on the version."""
+_STRANGE = re.compile(r"[^A-Za-z0-9_. -]")
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
@@ -74,7 +87,7 @@ def _registered(
     try:
         run_id = _run_id(client, config)
         _log_run(client, run_id, config, store, manifest, facts)
-        version = _version(client, where.model_name, run_id, model)
+        version = _version(client, where.model_name, run_id, model, _synthetic_rows(store))
         client.set_registered_model_alias(where.model_name, ALIAS, version)
         client.set_terminated(run_id, "FINISHED")
     except RestException as error:
@@ -130,6 +143,8 @@ def _log_run(
 ) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
+    published = (config.published_artifacts or config.artifacts).rstrip("/")
+    synthetic = _synthetic_rows(store)
     settings, lora = config.spec.fine_tune, config.spec.fine_tune.lora
     parameters = {
         "baseModel": config.spec.base_model.uri,
@@ -149,6 +164,9 @@ def _log_run(
         TAG_DIGEST: manifest.digest,
         "cutover.data.digest": facts.data_digest,
         "cutover.base.digest": facts.base_digest,
+        TAG_SYNTHETIC: synthetic,
+        "cutover.report.data": f"{published}/{DATA_FOLDER}/{DATA_PAGE}",
+        "cutover.report.evaluation": f"{published}/{EVALUATION_PAGE}",
         **{f"cutover.version.{name}": version for name, version in facts.versions.items()},
     }
     client.log_batch(
@@ -180,23 +198,54 @@ def _metrics(store: ArtifactStore) -> list[tuple[str, float, int]]:
     except FileNotFoundError:
         pass
     try:
-        summary = EvaluationSummary.model_validate(json.loads(store.get(EVALUATION_FILE))["summary"])
+        evaluation = json.loads(store.get(EVALUATION_FILE))
     except FileNotFoundError:
         return metrics
+    return metrics + [(name, value, 0) for name, value in _evaluated(evaluation)]
+
+
+def _evaluated(document: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(name, value) of an `evaluation.json`."""
+    summary = EvaluationSummary.model_validate(document["summary"])
+    sure = summary.confidence or ConfidenceSummary()
     for prefix, shares in (
         ("test/accuracy", summary.accuracy),
+        ("test/macro_f1", summary.macro_f1),
         ("base/accuracy", summary.accuracy_before),
         ("control/accuracy", summary.accuracy_control),
+        ("previous/accuracy", summary.accuracy_previous),
+        ("people/agreement", summary.human_agreement),
     ):
-        metrics += [(f"{prefix}/{field}", share, 0) for field, share in shares.items()]
-    if summary.json_validity is not None:
-        metrics.append(("test/json_validity", summary.json_validity, 0))
-    if summary.latency_p95_seconds is not None:
-        metrics.append(("test/latency_p95_seconds", summary.latency_p95_seconds, 0))
-    return metrics
+        yield from ((_metric_name(prefix, field), share) for field, share in shares.items())
+    for field, classes in document.get("recall", {}).items():
+        for name, share in classes.items():
+            if share["n"]:
+                yield _metric_name("test/recall", field, name), share["value"]
+    for other, compared in document.get("comparisons", {}).items():
+        for field, test in compared["mcnemar"].items():
+            yield _metric_name(other, "mcnemar_p", field), test["pValue"]
+    for name, value in (
+        ("test/json_validity", summary.json_validity),
+        ("test/latency_p95_seconds", summary.latency_p95_seconds),
+        ("validation/confidence_auroc", sure.auroc),
+        ("validation/confidence_threshold", sure.threshold),
+        ("validation/confidence_kept_share", sure.kept_share),
+    ):
+        if value is not None:
+            yield name, value
 
 
-def _version(client: Any, name: str, run_id: str, model: ModelVersion) -> str:
+def _metric_name(*parts: str) -> str:
+    """MLflow takes letters, digits and a few signs; fields and classes may have others."""
+    return "/".join(_STRANGE.sub("_", part) if number else part for number, part in enumerate(parts))
+
+
+def _synthetic_rows(store: ArtifactStore) -> str:
+    data = read_manifest(store, DATA_FOLDER)
+    return str(0 if data is None else synthetic_rows(data))
+
+
+def _version(client: Any, name: str, run_id: str, model: ModelVersion, synthetic: str) -> str:
     """Version of this adapter; made if the registry has none with its digest."""
     from mlflow.exceptions import RestException
 
@@ -213,5 +262,6 @@ def _version(client: Any, name: str, run_id: str, model: ModelVersion) -> str:
         "cutover.base.uri": model.base_uri,
         "cutover.base.revision": model.base_revision,
         "cutover.family": model.family,
+        TAG_SYNTHETIC: synthetic,
     }
     return str(client.create_model_version(name, source=model.adapter_uri, run_id=run_id, tags=tags).version)

@@ -18,7 +18,8 @@ import orjson
 
 from cutover.chat import picture_urls, template_messages
 from cutover.task import Task, Unreadable, read_answer
-from cutover_trainer.refused import BadRow, RowWrong
+from cutover_trainer.people import Labels, people_in
+from cutover_trainer.refused import BadRow, Reason, RowWrong
 
 CONTROL_TEXT = re.compile(
     r"<image>|</?s>|<pad>|<unk>|<\|[^|>\s]{1,40}\|>|<im_(?:start|end)>|\[/?INST\]|<</?SYS>>"
@@ -56,10 +57,16 @@ class Row:
     control: Mapping[str, Any] | None
     """What today's model said; an unreadable answer is an empty mapping, hence wrong."""
     validated: bool
+    people: Labels = ()
+    """What each person said who labelled it, without their names; of a synthetic row nobody did."""
+    synthetic: bool = False
+    """Made up: for training only, and counted for nothing else."""
 
 
-def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, group_by: str) -> Row | BadRow:
-    """Check one line of the export, numbered from 1."""
+def read_row(
+    line: int, raw: bytes, task: Task, validator: AnswerValidator, group_by: str, made_up: bool = False
+) -> Row | BadRow:
+    """Check one line of the export, numbered from 1. `made_up`: it comes from a source of synthetic rows."""
     row_id = ""
     try:
         document = _document(raw)
@@ -70,6 +77,8 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
         control = _control(document.get("control_answer"))
         _check_labels(document.get("labels"), truth, task)
         _check_writable(answer=answer, control_answer=control)
+        said_synthetic = _flag(document, "synthetic", "InvalidSynthetic", default=False)
+        synthetic = made_up or said_synthetic
         return Row(
             line=line,
             id=row_id,
@@ -80,7 +89,9 @@ def read_row(line: int, raw: bytes, task: Task, validator: AnswerValidator, grou
             answer=answer,
             truth=truth,
             control=control,
-            validated=_validated(document),
+            validated=_flag(document, "validated", "InvalidValidated", default=True),
+            people=[] if synthetic else people_in(document.get("labels"), task.scored_fields),
+            synthetic=synthetic,
         )
     except RowWrong as wrong:
         return wrong.at(line, row_id)
@@ -169,13 +180,11 @@ def _key(value: Any, field: str) -> str | None:
     return text
 
 
-def _validated(document: Mapping[str, Any]) -> bool:
-    validated = document.get("validated", True)
-    if not isinstance(validated, bool):
-        raise RowWrong(
-            "InvalidValidated", "validated", f"validated is {json.dumps(validated)[:40]}, not true or false"
-        )
-    return validated
+def _flag(document: Mapping[str, Any], name: str, reason: Reason, default: bool) -> bool:
+    value = document.get(name, default)
+    if not isinstance(value, bool):
+        raise RowWrong(reason, name, f"{name} is {json.dumps(value)[:40]}, not true or false")
+    return value
 
 
 # ------------------------------------------------------------------ the messages

@@ -22,10 +22,12 @@ from cutover.api.modelrollout import (
 from cutover.api.trainingrun import (
     Dataset,
     DatasetSource,
+    Evaluation,
     EvaluationGate,
     FineTune,
     Output,
     Split,
+    Synthetic,
     TrainingRun,
 )
 from cutover.api.unsupported import UNSUPPORTED
@@ -156,6 +158,13 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             field=".quality.minExamples",
         ),
     ),
+    Synthetic: (
+        Rule(
+            "!(has(self.uri) && has(self.claim))",
+            "dataset.synthetic takes rows from uri or from claim; remove one of them, or both to use the rows of "
+            "dataset.source that are marked synthetic",
+        ),
+    ),
     Split: (
         Rule(
             "self.train + self.validation + self.test > 0.999999 && self.train + self.validation + self.test < 1.000001",
@@ -185,6 +194,19 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
             "evaluation.gates: metric jsonValidity is about whole answers; remove field",
             field=".field",
             reason="FieldValueForbidden",
+        ),
+        Rule(
+            f"!(self.metric in ['macroF1', 'recall']) || !has(self.field) || self.field != '{FIELD_OVERALL}'",
+            "evaluation.gates: metrics macroF1 and recall are about the classes of one field; name a scored field, or "
+            "leave field out for the first one",
+            field=".field",
+        ),
+    ),
+    Evaluation: (
+        Rule(
+            "!has(self.previousAdapter) || !self.previousAdapter.split('/').exists(part, part == '..')",
+            "evaluation.previousAdapter must stay inside the claim; write it without ..",
+            field=".previousAdapter",
         ),
     ),
     Output: (one_of(("claim", "uri"), "output needs exactly one of claim and uri"),),

@@ -28,7 +28,6 @@ from cutover.api.base import (
     Text,
     Timestamp,
     Toleration,
-    Uri,
 )
 
 
@@ -100,11 +99,17 @@ class Quality(ApiModel):
 
 
 class Synthetic(ApiModel):
-    """Rows with made-up pictures: counted apart, never in the test part."""
+    """Asks for made-up rows where a class is short of real ones: in the training part only, marked as synthetic for
+    ever, counted for no demand of `quality`. They are the rows of the source given here and those of `source` that say
+    `"synthetic": true`."""
 
-    uri: Uri
-    """Where the rows are."""
-    max_share: Fraction = 0.2
+    uri: Annotated[str, Field(min_length=6, max_length=2048, pattern=r"^(s3|gs)://.+")] | None = None
+    """A file or folder of JSON lines in an object store, `s3://` or `gs://`."""
+    claim: ClaimRef | None = None
+    """A file or folder of JSON lines on a claim."""
+    up_to_per_class: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    """A class of the task's first scored field with fewer real training rows is filled up to this number."""
+    max_share: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     """Greatest share of the training part."""
 
 
@@ -194,10 +199,12 @@ class Tuning(ApiModel):
 class EvaluationGate(ApiModel):
     """What the trained model must reach on the test part before it is registered."""
 
-    metric: Literal["accuracy", "jsonValidity", "recall"] = "accuracy"
-    """accuracy and recall compare with human labels; jsonValidity: answers that fit the task's schema."""
+    metric: Literal["accuracy", "macroF1", "recall", "jsonValidity"] = "accuracy"
+    """accuracy, macroF1 (mean F1 of the classes that occur) and recall compare with human labels; jsonValidity: answers
+    that fit the task's schema."""
     field: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Answer field; none means every scored field right."""
+    """Answer field. None means for accuracy every scored field right, for macroF1 and recall the task's first scored
+    field."""
     class_: Annotated[str | None, Field(alias="class", max_length=128)] = None
     """recall: the class whose share found is gated."""
     min: Fraction
@@ -211,6 +218,19 @@ class Evaluation(ApiModel):
     """A model that misses one is not registered."""
     compare_with: Literal["none", "base", "control", "baseAndControl"] = "baseAndControl"
     """Whose answers are scored beside the trained model's: the untrained base, today's model, or both."""
+    previous_adapter: (
+        Annotated[
+            str,
+            Field(
+                min_length=6,
+                max_length=2048,
+                pattern=r"^(s3|gs|claim)://.+/[^/]+$",
+            ),
+        ]
+        | None
+    ) = None
+    """An earlier run's adapter of the same base, as its `status.model.adapterUri` has it: asked the same questions, and
+    compared in pairs on the rows it was not trained on."""
 
 
 class Compute(ApiModel):
@@ -323,14 +343,32 @@ class Progress(StatusModel):
 class DataSummary(StatusModel):
     rows: Count = 0
     train: Count = 0
+    """Synthetic ones included."""
     validation: Count = 0
     test: Count = 0
+    synthetic: Count = 0
+    """Rows of the training part that are made up."""
     bad_rows: Count = 0
     control_accuracy: Measured = None
     digest: Annotated[str, Field(max_length=128)] = ""
 
 
 Shares = Annotated[dict[str, Fraction], Field(max_length=32)]
+
+
+class ConfidenceSummary(StatusModel):
+    """What answering only when sure would be worth: from the validation part, never from the test part."""
+
+    rows: Count = 0
+    """Valid answers the curve stands on."""
+    auroc: Measured = None
+    """Chance that a right answer is more confident than a wrong one; 0.5 says that confidence is worthless."""
+    floor: Measured = None
+    """Accuracy the kept answers must have: the accuracy gate's `min`."""
+    threshold: Measured = None
+    """Lowest confidence whose kept answers are proven to have it; absent when none is."""
+    kept_share: Measured = None
+    """Share of the valid answers that are at least so confident."""
 
 
 class EvaluationSummary(StatusModel):
@@ -341,6 +379,15 @@ class EvaluationSummary(StatusModel):
     """Per answer field, and `overall` for all scored fields right."""
     accuracy_before: Shares = Field(default_factory=dict)
     accuracy_control: Shares = Field(default_factory=dict)
+    accuracy_previous: Shares = Field(default_factory=dict)
+    """Of `evaluation.previousAdapter`, on the rows it was not trained on."""
+    macro_f1: Shares = Field(default_factory=dict)
+    """Per answer field: the mean F1 of the classes that occur."""
+    human_agreement: Shares = Field(default_factory=dict)
+    """How often two people say the same of one row, over all prepared rows: the ceiling of what accuracy can show."""
+    human_rows: Count = 0
+    """Rows two or more people labelled."""
+    confidence: ConfidenceSummary | None = None
     json_validity: Measured = None
     latency_p95_seconds: Measured = None
 
@@ -385,6 +432,7 @@ class TrainingRunStatus(StatusModel):
     data: DataSummary | None = None
     evaluation: EvaluationSummary | None = None
     accuracy_text: Annotated[str, Field(max_length=32)] = ""
+    """Accuracy of the field the first of `evaluation.gates` is about; without one, `overall`."""
     model: ModelVersion | None = None
     model_text: Annotated[str, Field(max_length=260)] = ""
     reason: Annotated[str, Field(max_length=128)] = ""

@@ -1,7 +1,7 @@
 """Which confidence a candidate's answer needs to be kept, from the ledger's labels and answers by confidence. Pure.
 
-`selective` has the test; here are the counts it is given and the sentence a person reads. Until a threshold is certified
-nothing below the strictest one is kept, so the answers that reach people are never a guess.
+`cutover.selective` has the method; here are the counts it is given and the sentence a person reads. Until a threshold
+is certified nothing below the strictest one is kept, so the answers that reach people are never a guess.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 
 from cutover.api.modelrollout import ModelRolloutSpec, RoutingStatus
 from cutover.contract import BIN_UNKNOWN, CONFIDENCE_BINS, CONFIDENCE_EDGES, LABEL_RESULTS
+from cutover.selective import START_SHARES, Routing
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.rollout import selective
 from cutover_operator.rollout.accuracy import floors
 from cutover_operator.rollout.counts import answered
 from cutover_operator.rollout.evalue import KAPPA_ACCURACY, Floats, still_needed
 from cutover_operator.rollout.gates import NamedGate, named_gates
+from cutover_operator.rollout.selective import choose_threshold
 
 STRICTEST = CONFIDENCE_EDGES[-1]
 EDGES = (0.0, *CONFIDENCE_EDGES)
@@ -69,7 +70,7 @@ def choose(spec: ModelRolloutSpec, ledger: Ledger, decided_at: str) -> RoutingSt
     counted = bins_of(ledger, gate.field)
     seen = floors(spec, ledger, gate, gate.gate.limit)
     floor = seen.limit if seen.limit is not None else gate.gate.limit
-    found = selective.choose_threshold(
+    found = choose_threshold(
         EDGES, counted.right, counted.wrong, counted.missing, floor=floor, risk=seen.pass_alpha
     )
     threshold = STRICTEST if found.threshold is None else found.threshold
@@ -119,7 +120,7 @@ def _usd(ledger: Ledger, kept: float) -> float | None:
 
 
 def _sentence(
-    found: selective.Routing,
+    found: Routing,
     floor: float,
     alpha: float,
     kept: float,
@@ -145,14 +146,12 @@ def _sentence(
     return text + (f", {usd:.3g} USD per assessment" if usd is not None else "")
 
 
-def _missing(found: selective.Routing, floor: float, alpha: float) -> str:
+def _missing(found: Routing, floor: float, alpha: float) -> str:
     """How many more labels, of all answers alike, would certify the threshold nearest to it."""
     needed = []
     for point in found.curve:
         right = point.labels * point.accuracy if point.labels else 0.0
-        more = still_needed(
-            right, point.labels - right, floor, 1, KAPPA_ACCURACY, alpha / len(selective.START_SHARES)
-        )
+        more = still_needed(right, point.labels - right, floor, 1, KAPPA_ACCURACY, alpha / len(START_SHARES))
         if more is not None and 0.2 <= point.kept_share <= 0.8:
             needed.append(more / point.kept_share)
     if not needed:

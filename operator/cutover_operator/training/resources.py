@@ -39,6 +39,8 @@ NAME_LIMIT = 63
 ARTIFACTS = "/artifacts"
 MODELS = "/models"
 SOURCE = "/source"
+SYNTHETIC = "/synthetic"
+PREVIOUS = "/previous"
 SECRETS = "/var/run/cutover/secrets"
 SOURCE_SECRET = f"{SECRETS}/source"
 MLFLOW_SECRET = f"{SECRETS}/mlflow"
@@ -168,7 +170,7 @@ def stage_config(attempt: Attempt) -> StageConfig:
         published = f"claim://{spec.output.claim.name}/{inside}"
     else:
         artifacts = published = f"{(spec.output.uri or '').rstrip('/')}/{folder}"
-    claim = _base_claim(spec)
+    claim, made = _claim_in(spec.base_model.uri), _synthetic_claim(spec)
     return StageConfig(
         run=RunIdentity(name=attempt.name, namespace=attempt.namespace, uid=attempt.uid),
         artifacts=artifacts,
@@ -177,6 +179,8 @@ def stage_config(attempt: Attempt) -> StageConfig:
         spec=spec,
         base_model_path=f"{MODELS}/{claim.path}".rstrip("/") if claim else spec.base_model.uri,
         source_path=f"{SOURCE}/{source.claim.path}".rstrip("/") if source.claim else None,
+        synthetic_path=f"{SYNTHETIC}/{made.path}".rstrip("/") if made else None,
+        previous_adapter_path=_previous_path(spec),
         source_token_file=f"{SOURCE_SECRET}/{TOKEN}" if source.http and source.http.secret_ref else None,
         mlflow_token_file=f"{MLFLOW_SECRET}/{TOKEN}" if mlflow and mlflow.secret_ref else None,
         allowed_origins=tuple(filter(None, [origin_of(source.http.url)])) if source.http else (),
@@ -192,7 +196,13 @@ def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
         source.http.secret_ref if source.http and stage == "prepare" else None,
         mlflow.secret_ref if mlflow and stage == "register" else None,
     ]
-    claims = [spec.output.claim, _base_claim(spec), source.claim if stage == "prepare" else None]
+    claims = [
+        spec.output.claim,
+        _claim_in(spec.base_model.uri),
+        source.claim if stage == "prepare" else None,
+        _synthetic_claim(spec) if stage == "prepare" else None,
+        _claim_in(spec.evaluation.previous_adapter or "") if stage == "evaluate" else None,
+    ]
     return [
         *(f"Secret {ref.name!r} with key {ref.key!r}" for ref in refs if ref),
         *(f"claim {ref.name!r}" for ref in claims if ref),
@@ -278,11 +288,17 @@ def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
 
     if spec.output.claim is not None:
         claim("artifacts", spec.output.claim, ARTIFACTS, read_only=False)
-    base = _base_claim(spec)
+    base = _claim_in(spec.base_model.uri)
     if base is not None:
         claim("models", base, MODELS, read_only=True)
+    previous = _claim_in(spec.evaluation.previous_adapter or "")
+    if previous is not None and attempt.stage == "evaluate":
+        claim("previous", previous, PREVIOUS, read_only=True)
     if source.claim is not None and attempt.stage == "prepare":
         claim("source", source.claim, SOURCE, read_only=True)
+    made = _synthetic_claim(spec)
+    if made is not None and attempt.stage == "prepare":
+        claim("synthetic", made, SYNTHETIC, read_only=True)
     if attempt.stage == "prepare":
         secret("source-token", source.http.secret_ref if source.http else None, SOURCE_SECRET)
     if attempt.stage == "register":
@@ -290,11 +306,22 @@ def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
     return volumes, mounts
 
 
-def _base_claim(spec: TrainingRunSpec) -> ClaimRef | None:
-    if not spec.base_model.uri.startswith("claim://"):
+def _claim_in(uri: str) -> ClaimRef | None:
+    """Claim and path of a claim:// URI; None for any other."""
+    if not uri.startswith("claim://"):
         return None
-    name, _, path = spec.base_model.uri.removeprefix("claim://").partition("/")
+    name, _, path = uri.removeprefix("claim://").partition("/")
     return ClaimRef(name=name, path=path.strip("/"))
+
+
+def _synthetic_claim(spec: TrainingRunSpec) -> ClaimRef | None:
+    return None if spec.dataset.synthetic is None else spec.dataset.synthetic.claim
+
+
+def _previous_path(spec: TrainingRunSpec) -> str | None:
+    uri = spec.evaluation.previous_adapter
+    claim = _claim_in(uri or "")
+    return uri if claim is None else f"file://{PREVIOUS}/{claim.path}"
 
 
 def _environment(spec: TrainingRunSpec) -> list[Object]:

@@ -6,10 +6,12 @@ the second time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cutover.api.trainingrun import STAGES, StageStatus, TrainingRunSpec, TrainingRunStatus
+from cutover.contract import FIELD_OVERALL
 from cutover.stages import StageResult
 from cutover_operator.conditions import timestamp
 from cutover_operator.plan import Notice
@@ -104,7 +106,7 @@ def _ended(
     spec: TrainingRunSpec,
     now: datetime,
 ) -> Settled:
-    status = _recorded(status, outcome.result)
+    status = _recorded(status, outcome.result, spec)
     ended_at = timestamp(pod.ended_at if pod and pod.ended_at else now)
     about = f"{stage.name}-{stage.attempt}"
     update: dict[str, object]
@@ -150,7 +152,9 @@ def _failed(
     return Settled(with_stage(status, stage.model_copy(update=update)), {stage.name: reason}, (notice,))
 
 
-def _recorded(status: TrainingRunStatus, result: StageResult | None) -> TrainingRunStatus:
+def _recorded(
+    status: TrainingRunStatus, result: StageResult | None, spec: TrainingRunSpec
+) -> TrainingRunStatus:
     """The figures of a result; kept also when the stage was refused for them."""
     if result is None:
         return status
@@ -159,8 +163,7 @@ def _recorded(status: TrainingRunStatus, result: StageResult | None) -> Training
         update["data"] = result.data
     if result.evaluation is not None:
         update["evaluation"] = result.evaluation
-        shares = result.evaluation.accuracy
-        share = shares.get("overall", next(iter(shares.values()), None))
+        share = _shown_accuracy(spec, result.evaluation.accuracy)
         update["accuracy_text"] = "" if share is None else f"{share:.3f}"
     if result.model is not None and result.outcome == "done":
         update["model"] = result.model
@@ -168,3 +171,9 @@ def _recorded(status: TrainingRunStatus, result: StageResult | None) -> Training
     if result.progress is not None:
         update |= {"progress": result.progress, "progress_text": progress.text(result.progress)}
     return status.model_copy(update=update)
+
+
+def _shown_accuracy(spec: TrainingRunSpec, shares: Mapping[str, float]) -> float | None:
+    """What the column Accuracy shows: the field the first gate is about, so that it stands beside its own limit."""
+    gated = (gate.field or FIELD_OVERALL for gate in spec.evaluation.gates if gate.metric != "jsonValidity")
+    return shares.get(next(gated, FIELD_OVERALL), shares.get(FIELD_OVERALL))

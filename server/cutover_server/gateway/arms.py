@@ -16,11 +16,11 @@ from typing import Any
 
 import aiohttp
 
+from cutover.confidence import decisive_confidence
 from cutover.contract import HEADER_BUSY_SECONDS
 from cutover.route import Arm
 from cutover.task import Task
 from cutover_server.gateway.attempt import Attempt
-from cutover_server.gateway.confidence import decisive_confidence
 from cutover_server.gateway.cost import cost_usd
 from cutover_server.gateway.reading import Reading, read_reply
 

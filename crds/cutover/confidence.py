@@ -1,13 +1,15 @@
 """How sure a model was of the decisive field: the probability of the value it wrote there. Pure.
 
 The log-probabilities of the tokens that spell the value are summed; brackets, field names and the other fields, which
-are nearly certain, would drown it. None when the answer carries no usable log-probabilities.
+are nearly certain, would drown it. None when the answer carries no usable log-probabilities. Shared by the gateway,
+which routes by it, and by the trainer, whose curve says what a threshold would keep.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
@@ -26,6 +28,11 @@ def decisive_confidence(content: object, field: str) -> float | None:
             return None
         pieces.append(piece)
         logprobs.append(logprob)
+    return value_probability(pieces, logprobs, field)
+
+
+def value_probability(pieces: Sequence[bytes], logprobs: Sequence[float], field: str) -> float | None:
+    """The same from the tokens' bytes, which add up to the answer, and the natural logarithm of each one's probability."""
     # Latin-1 gives every byte one character, so positions in the text are positions in the bytes.
     span = value_span(b"".join(pieces).decode("latin-1"), field.encode().decode("latin-1"))
     if span is None:
