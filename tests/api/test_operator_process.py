@@ -162,7 +162,8 @@ async def story(
         served = await asyncio.to_thread(api.get, "metrics")
         watches = (one for one in served.splitlines() if one.startswith("apiserver_longrunning_requests{"))
         return any(
-            'verb="WATCH"' in one and 'resource="jobs"' in one and float(one.split()[-1]) > 0 for one in watches
+            'verb="WATCH"' in one and 'resource="jobs"' in one and float(one.split()[-1]) > 0
+            for one in watches
         )
 
     await waited(jobs_watched, 40)
