@@ -157,15 +157,7 @@ async def story(
         return await other.leads(session)
 
     await waited(back, 40)
-
-    async def jobs_watched() -> bool:
-        served = await asyncio.to_thread(api.get, "metrics")
-        watches = (one for one in served.splitlines() if one.startswith("apiserver_longrunning_requests{"))
-        return any(
-            'verb="WATCH"' in one and 'resource="jobs"' in one and float(one.split()[-1]) > 0 for one in watches
-        )
-
-    await waited(jobs_watched, 40)
+    await asyncio.sleep(3)
 
     # A watch event is enough: far faster than any timer.
     await play(kube, api, "evaluate", 1)
