@@ -23,7 +23,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
-	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/gateway.py
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 
@@ -108,6 +108,14 @@ bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and 
 .PHONY: soak-outage
 soak-outage: setup ## Prometheus away at every step of a rollout on the node; nothing lost, nothing twice
 	$(RUN)/python -m soak.outage
+
+.PHONY: soak-gateway
+soak-gateway: setup ## Arms, database, API server, Prometheus and gateways of the node go and come back; counted by id
+	$(RUN)/python -m soak.gateway
+
+.PHONY: soak-gateway-processes
+soak-gateway-processes: setup ## The same on local processes, without Kubernetes
+	$(RUN)/python -m soak.gateway --processes
 
 .PHONY: clean
 clean: ## Remove what the targets made in this folder

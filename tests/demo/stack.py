@@ -195,11 +195,11 @@ def chart_values(stack: Stack) -> dict[str, Any]:
     }
 
 
-def install_chart(stack: Stack) -> None:
+def install_chart(stack: Stack, values_given: dict[str, Any] | None = None) -> None:
     """The CRDs by themselves: they outlive releases, and a release of another namespace may own them already."""
     stack.kube.run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
-        yaml.safe_dump(chart_values(stack), values)
+        yaml.safe_dump(values_given or chart_values(stack), values)
         values.flush()
         command = [
             str(tools.helm()),
@@ -216,8 +216,8 @@ def install_chart(stack: Stack) -> None:
         raise RuntimeError(f"helm upgrade: {done.stderr.strip()}")
 
 
-def install(stack: Stack, progress: Any = print) -> None:
-    """Bring everything up and wait until it is ready."""
+def install(stack: Stack, progress: Any = print, values: dict[str, Any] | None = None) -> None:
+    """Bring everything up and wait until it is ready. `values` of the chart: by default `chart_values`."""
     _secrets(stack)
     _task(stack)
     stack.apply("infra.yaml")
@@ -225,7 +225,7 @@ def install(stack: Stack, progress: Any = print) -> None:
         stack.apply("stand-in.yaml", NAME=name)
     progress("infrastructure applied: PostgreSQL, Prometheus, MLflow, stand-ins")
     stack.kube.wait_ready("app=postgres", 180)
-    install_chart(stack)
+    install_chart(stack, values)
     _base_model(stack)
     progress("chart installed, base model on its claim")
     for name in (*STAND_INS, "prometheus", "mlflow"):

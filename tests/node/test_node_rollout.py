@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo import story, tally
+from demo.killing import kill_hard
 from demo.stack import GATEWAY, Stack
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -91,31 +89,6 @@ def test_a_gateway_killed_hard_costs_at_most_its_requests_in_flight(app: Stack) 
     app.kube.wait(
         "all answers kept", lambda: kept_answers(app) - kept_before >= outcome["answered"] or None, 60
     )
-
-
-def kill_hard(stack: Stack, pod: str) -> None:
-    """SIGKILL, with no word before it, and wait until the kubelet has seen it; on a node elsewhere, the hardest deletion
-    there is."""
-    wanted = {f"POD_NAME={pod}".encode(), f"POD_NAMESPACE={stack.namespace}".encode()}
-    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if wanted <= environment_of(entry)]
-    if not pids:
-        stack.kube.run("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
-        return
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-    def restarted() -> bool:
-        (container,) = (stack.kube.get("pod", pod) or {})["status"]["containerStatuses"]
-        return bool(container["restartCount"] and container["lastState"]["terminated"]["exitCode"] == 137)
-
-    stack.kube.wait("the container to be started again", restarted, 60)
-
-
-def environment_of(process: Path) -> set[bytes]:
-    try:
-        return set((process / "environ").read_bytes().split(b"\0"))
-    except OSError:
-        return set()
 
 
 def settled(stack: Stack) -> int | None:

@@ -81,6 +81,24 @@ async def test_a_dead_candidate_is_left_alone_after_a_while_and_still_counted(ri
         assert await rig.value("cutover_fallbacks_total", arm="candidate", reason="breaker") == 3
 
 
+async def test_an_arm_that_is_back_answers_before_its_breaker_knows_when_nobody_else_does(rig: Rig) -> None:
+    async with rig.all(all_to_candidate(rig)):
+        rig.candidate.behaviour.error_share = 1.0
+        for number in range(5):
+            await rig.ask(number)
+        rig.candidate.behaviour.error_share = 0.0
+        rig.control.behaviour.error_share = 1.0
+        for kind in ("one piece", "a stream"):
+            answer = await rig.ask(6, f"house {kind}", stream=kind == "a stream")
+            assert answer.status == 200, kind
+            assert answer.headers["x-cutover-version"] == "v2"
+            assert answer.headers["x-cutover-fallback"] == "breaker"
+            (record,) = await until(lambda k=kind: rig.assessments.by_assessment(f"house {k}"))
+            assert (record["outcome"], record["fallback"]["version"]) == ("error", "v2")
+        rig.candidate.behaviour.error_share = 1.0
+        assert (await rig.ask(7)).status == 502, "it is asked once, and nobody waits for more"
+
+
 async def test_when_everybody_fails_the_caller_gets_an_openai_error(rig: Rig) -> None:
     async with rig.all(all_to_candidate(rig)):
         rig.candidate.behaviour.error_share = rig.control.behaviour.error_share = 1.0

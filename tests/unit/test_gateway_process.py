@@ -122,6 +122,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_then_leaves(rig: Rig) -> N
             assert gateway.poll() is None
             answer = await asking
             assert answer.status == 200
+            assert answer.headers["connection"] == "close", "the caller is to open its next one elsewhere"
             assert await asyncio.to_thread(gateway.wait, 15) == 0
     assert answer.document["id"] in rig.assessments.records
     log = (rig.folder / "gateway.log").read_text()

@@ -114,6 +114,9 @@ class Applications:
                 surprise = ApiError(500, "The gateway failed; the request may be sent again.", "server_error")
                 response = Response(surprise.body(), 500, media_type=_JSON)
             response.headers[contract.HEADER_REQUEST_ID] = request_id
+            if not self.ready:
+                # On its way out: the caller's next request shall not meet a connection that is just being closed.
+                response.headers["connection"] = "close"
             return response
 
         return handle

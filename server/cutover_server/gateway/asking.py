@@ -3,7 +3,8 @@
 One deadline covers the whole request; every attempt gets its own limit or what is left of the deadline. An arm with an
 alternative is never asked twice: the alternative is faster. The last arm is asked once more when it said that it did no
 work (or was never reached), after the pause it asked for, unless that pause is long, the deadline near, or its breaker
-open: then the caller is told, and how long to wait.
+open: then the caller is told, and how long to wait. An arm that was passed over because its breaker is open is asked
+after all when every other one has failed.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Asking:
             )
             if attempts[-1].reading.kind == "answered":
                 break
+        if first.reading.kind == rules.BREAKER and attempts[-1].reading.kind not in ("answered", "refused"):
+            # Nobody else answers either: an arm that is back already would, before its breaker knows.
+            attempts.append(await self._attempt(case, case.arm, ask, limit, may_skip=False, last=False))
         return attempts
 
     def report(self, case: Case, attempt: Attempt) -> None:
