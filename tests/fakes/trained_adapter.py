@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,20 +18,12 @@ from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import AdapterFacts
 from cutover_trainer.base_model import base_digest
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
-from cutover_trainer.generate import Answerer
 from cutover_trainer.models import Hardware, load_base, load_encoder, with_new_adapter
 from cutover_trainer.storage import ArtifactStore
 from fakes import sample_models
 
-SYSTEM = "Be brief."
-QUESTION = "Assess this."
-ANSWER = '{"damageType": "crack", "severity": "minor"}'
-ANSWER_TOKENS = 24
 
-
-def example(
-    data: Path, seed: int, system: str = SYSTEM, question: str = QUESTION, answer: str = ANSWER
-) -> Example:
+def example(data: Path, seed: int, system: str, question: str, answer: str) -> Example:
     """A row of prepared data; its picture is put into the data's folder."""
     image = sample_models.picture(seed, 60, 44)
     buffer = io.BytesIO()
@@ -66,25 +59,24 @@ def draw_weights(model: Any, seed: int, spread: float) -> None:
             parameter.data.copy_(numbers.to(parameter.dtype))
 
 
-def trained(
+def write(
     folder: Path,
     base: Path,
     family: Family,
     lora: Lora,
     *,
-    seed: int = 3,
-    spread: float = 0.05,
-    examples: list[Example] | None = None,
-) -> tuple[Path, list[Example], list[str]]:
-    """The adapter's folder, the examples of its data (in `folder`), and what it answers to them."""
+    seed: int,
+    spread: float,
+    examples: Sequence[Example],
+) -> Path:
+    """The adapter's folder. The examples' pictures lie in `folder`; one of them becomes the probe."""
     torch.set_num_threads(1)
     hardware = Hardware(torch.device("cpu"), torch.float32, False)
     model = with_new_adapter(load_base(base, hardware), FineTune(lora=lora), "base")
     draw_weights(model, seed, spread)
     encoder, data = load_encoder(base, family), PreparedData(folder, "data-digest")
-    rows = examples or [example(folder, seed) for seed in range(4)]
-    encoded = [encoder.encode(one.question, one.answer, one.size) for one in rows]
-    probe = make_probe(model, encoder, rows, encoded, data, hardware)
+    encoded = [encoder.encode(one.question, one.answer, one.size) for one in examples]
+    probe = make_probe(model, encoder, examples, encoded, data, hardware)
     facts = AdapterFacts(
         task="damage",
         base_uri="claim://models/base",
@@ -100,5 +92,4 @@ def trained(
     scratch = folder / "scratch"
     scratch.mkdir()
     write_adapter(config, ArtifactStore(f"file://{folder}/run"), scratch, model, encoder, probe, facts)
-    answers = Answerer(model, encoder, data, hardware, ANSWER_TOKENS).answers(rows)
-    return folder / "run" / "adapter", rows, answers
+    return folder / "run" / "adapter"

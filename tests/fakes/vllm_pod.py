@@ -26,7 +26,7 @@ from cutover_operator.rollout.candidate import ServedModel, served_model
 from cutover_operator.rollout.resources import Images, Owner, deployment
 from cutover_trainer.examples import Example
 from fakes.rollout_town import rollout_spec
-from fakes.trained_adapter import example, trained
+from fakes.trained_adapter import example, write
 from fakes.training_example import BASE_MODEL, task
 
 BASE_PATH = "/models/models/tiny-llava"
@@ -137,7 +137,7 @@ def under(root: Path, path: str) -> Path:
 def make_adapter(kind: str, base: Path, target: Path, scratch: Path) -> None:
     targets: Any = "language_model_and_vision" if kind == "vision" else "language_model"
     scratch.mkdir(parents=True)
-    folder, _, _ = trained(
+    folder = write(
         scratch,
         base,
         "llava",

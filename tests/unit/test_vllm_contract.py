@@ -25,9 +25,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as HttpRoute
 
+from cutover.confidence import decisive_confidence
 from cutover.route import GatewayConfig, Price
 from cutover_server.gateway import route_watch
-from cutover_server.gateway.confidence import decisive_confidence
 from cutover_server.inference.settings import ServeSettings
 from fakes import vllm_pod, vllm_recording
 from fakes.gateway_rig import Rig, running
