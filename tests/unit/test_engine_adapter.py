@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cutover_server.inference.loading import Served, load
-from cutover_server.inference.proof import judge
+from cutover_server.inference.probe import judge
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.settings import ServeSettings
 from fakes import sample_models

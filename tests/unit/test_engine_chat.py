@@ -96,3 +96,19 @@ def test_a_json_schema_is_kept() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     assert read_request({**GOOD, "response_format": wanted}, max_pictures=1).schema == schema
     assert read_request({**GOOD, "response_format": {"type": "text"}}, max_pictures=1).schema is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+        ("chat_template", "{{ messages }}"),
+        ("prompt_logprobs", 0),
+        ("stop_token_ids", [7]),
+    ],
+)
+def test_what_vllm_would_answer_otherwise_is_refused_and_not_ignored(field: str, value: Any) -> None:
+    result = outcome({**GOOD, field: value})
+    assert isinstance(result, Refusal)
+    assert (result.param, result.code) == (field, "unsupported")

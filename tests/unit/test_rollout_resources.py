@@ -9,6 +9,7 @@ import pytest
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout.candidate import Refusal, ServedModel, candidate_arm, served_model, short_name
 from cutover_operator.rollout.resources import Images, Owner, contains, deployment, released, service
+from cutover_server.inference.settings import ProveSettings, read_settings
 from fakes.rollout_town import rollout_spec
 
 IMAGES = Images("engine:1", "vllm:1", "tgi:1")
@@ -65,6 +66,43 @@ def test_remote_files_are_fetched_once_into_the_cache() -> None:
     text = " ".join(engine["args"])
     assert f"--enable-lora --max-loras 1 --max-lora-rank 64 --lora-modules v-1={fetches[1][3]}" in text
     assert '--limit-mm-per-prompt {"image":1} --allowed-media-domains none.invalid' in text
+
+
+def test_beside_vllm_the_adapter_is_proven_before_the_pod_is_ready() -> None:
+    serving: dict[str, Any] = {"engine": "vllm", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    model = {"uri": "claim://models/base", "adapterUri": "claim://runs/a/adapter"}
+    engine, proof = pod_of(serving, model)["containers"]
+    assert proof["image"] == "engine:1"
+    assert proof["command"] == ["cutover-engine", "prove"]
+    assert " ".join(proof["args"]) == (
+        "--origin http://127.0.0.1:8000 --adapter /models/runs/a/adapter --served-name v-1 --base-name base --port 8001"
+    )
+    assert proof["volumeMounts"] == engine["volumeMounts"]
+    assert proof["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "proof"}
+    assert "nvidia.com/gpu" not in str(proof["resources"])
+    assert read_settings([*proof["command"][1:], *proof["args"]], {}) == ProveSettings(
+        "http://127.0.0.1:8000", "/models/runs/a/adapter", "v-1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("serving", "model"),
+    [
+        (
+            {"engine": "vllm", "args": ["--allow-unproven", "--max-num-seqs", "8"]},
+            {"adapterUri": "claim://r/a"},
+        ),
+        ({"engine": "vllm"}, {}),
+        ({"engine": "builtin"}, {"adapterUri": "claim://r/a"}),
+    ],
+)
+def test_nothing_is_proven_where_there_is_nothing_to_prove_or_somebody_forbade_it(
+    serving: dict[str, Any], model: dict[str, Any]
+) -> None:
+    [engine] = pod_of(serving, {"uri": "claim://models/base", **model})["containers"]
+    if serving["engine"] == "vllm":
+        assert "--allow-unproven" not in engine["args"]
+        assert engine["args"][-2:] == serving.get("args", ["--shutdown-timeout", "30"])[-2:]
 
 
 def test_hub_models_go_by_id_and_revision() -> None:

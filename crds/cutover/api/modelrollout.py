@@ -115,7 +115,7 @@ class Serving(ApiModel):
     args: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)] = Field(
         default_factory=list
     )
-    """Further arguments of the engine."""
+    """Further arguments of the engine. --allow-unproven (builtin, vllm) serves an adapter that has no probe.json."""
     price: ComputePrice = Field(default_factory=ComputePrice)
     start_deadline: Annotated[Duration, between("1s", "1d")] = "20m"
     """A candidate that is not ready by then stops the rollout."""

@@ -18,12 +18,19 @@ from cutover.contract import (
     LABEL_OWNER_KIND,
     LABEL_OWNER_NAME,
     MANAGED_BY,
+    PATH_LIVE,
+    PATH_READY,
     PORT_ENGINE,
+    PORT_PROOF,
 )
 from cutover_operator.rollout.candidate import ServedModel, short_name
 
 CACHE = "/cache"
 VLLM_LORA_RANKS = 64
+VLLM_BASE_NAME = "base"
+"""What vLLM calls the bare base beside an adapter."""
+ALLOW_UNPROVEN = "--allow-unproven"
+"""Argument of the built-in engine; for vLLM it means that nobody proves the adapter."""
 PROBE_PERIOD_SECONDS = 5
 USER = 65532
 
@@ -192,7 +199,7 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container],
+        "containers": [container, *_proof(spec, model, adapter, mounts, images)],
         "volumes": volumes,
     }
     if files.downloads:
@@ -239,13 +246,52 @@ def _container_security(engine: str) -> dict[str, Any]:
     }
 
 
+def _proof(
+    spec: ModelRolloutSpec, model: ServedModel, adapter: str, mounts: list[dict[str, Any]], images: Images
+) -> list[dict[str, Any]]:
+    """Beside a vLLM with an adapter, what keeps the pod from being ready until the adapter is proven.
+
+    vLLM says "added successfully" of an adapter none of whose weights it has a place for, and serves the base.
+    """
+    if spec.serving.engine != "vllm" or not adapter or ALLOW_UNPROVEN in spec.serving.args:
+        return []
+    return [
+        {
+            "name": "proof",
+            "image": images.engine,
+            "command": ["cutover-engine", "prove"],
+            "args": [
+                *("--origin", f"http://127.0.0.1:{PORT_ENGINE}"),
+                *("--adapter", adapter, "--served-name", model.served_name),
+                *("--base-name", VLLM_BASE_NAME, "--port", str(PORT_PROOF)),
+            ],
+            "ports": [{"name": "proof", "containerPort": PORT_PROOF, "protocol": "TCP"}],
+            "volumeMounts": mounts,
+            "securityContext": _container_security("builtin"),
+            "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
+            "readinessProbe": {
+                "httpGet": {"path": PATH_READY, "port": "proof"},
+                "periodSeconds": 2,
+                "timeoutSeconds": 5,
+                "failureThreshold": 1,
+            },
+            "livenessProbe": {
+                "httpGet": {"path": PATH_LIVE, "port": "proof"},
+                "periodSeconds": 10,
+                "timeoutSeconds": 10,
+                "failureThreshold": 10,
+            },
+        }
+    ]
+
+
 def _command(spec: ModelRolloutSpec, model: ServedModel, base: str, adapter: str) -> dict[str, Any]:
     extra = list(spec.serving.args)
     home = [{"name": "HOME", "value": "/tmp"}, {"name": "HF_HOME", "value": f"{CACHE}/huggingface"}]  # noqa: S108
     if spec.serving.engine == "vllm":
         return {
             "command": ["vllm", "serve", base],
-            "args": [*_vllm_args(model, adapter), *extra],
+            "args": [*_vllm_args(model, adapter), *(one for one in extra if one != ALLOW_UNPROVEN)],
             "env": [
                 *home,
                 {"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "0"},
@@ -274,7 +320,14 @@ def _vllm_args(model: ServedModel, adapter: str) -> list[str]:
     if model.base_uri.startswith("hf://"):
         args += ["--revision", model.base_revision]
     if adapter:
-        args += ["--served-model-name", "base", "--enable-lora", "--max-loras", "1", "--max-lora-rank"]
+        args += [
+            "--served-model-name",
+            VLLM_BASE_NAME,
+            "--enable-lora",
+            "--max-loras",
+            "1",
+            "--max-lora-rank",
+        ]
         args += [str(VLLM_LORA_RANKS), "--lora-modules", f"{model.served_name}={adapter}"]
     else:
         args += ["--served-model-name", model.served_name]

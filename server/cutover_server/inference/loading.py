@@ -18,8 +18,9 @@ from cutover_server.inference.chat import Sampling
 from cutover_server.inference.content import verify
 from cutover_server.inference.generation import OnStep, Row, RowRun, generate
 from cutover_server.inference.lines import log
+from cutover_server.inference.probe import Proof, read_probe
 from cutover_server.inference.prompt import Detokenizer, PromptBuilder
-from cutover_server.inference.proof import Proof, prove, read_probe
+from cutover_server.inference.proof import prove
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.settings import ServeSettings
 from cutover_server.inference.sources import local_folder

@@ -1,4 +1,4 @@
-"""`cutover-engine`: serve a model, or fetch one into a cache."""
+"""`cutover-engine`: serve a model, fetch one into a cache, or prove one that another server serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cutover_server.inference.settings import FetchSettings, read_settings
+from cutover_server.inference.settings import FetchSettings, ProveSettings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cutover_server.inference.fetching import fetch_command
 
         return fetch_command(settings)
-    # torch reads these when it is imported, which takes seconds: the other command does without it.
+    if isinstance(settings, ProveSettings):
+        from cutover_server.inference.proving import prove_command
+
+        return prove_command(settings)
+    # torch reads these when it is imported, which takes seconds: the other commands do without it.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

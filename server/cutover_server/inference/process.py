@@ -6,11 +6,10 @@ Exit codes: 0 after a drain, 65 when model or adapter must not be served (starti
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from transformers.utils import logging as transformers_logging
@@ -19,19 +18,12 @@ from cutover.contract import ExitCode
 from cutover_server.inference.app import build_app
 from cutover_server.inference.engine import Engine
 from cutover_server.inference.failure import report_failure
+from cutover_server.inference.http_server import Server
 from cutover_server.inference.lines import capture_library_logs, log
 from cutover_server.inference.settings import ServeSettings
 
 LAST_BYTES_SECONDS = 10
 """What is left for sending answers once the model has given them all."""
-
-
-class Server(uvicorn.Server):
-    """uvicorn without signal handlers: the process below decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def serve(settings: ServeSettings) -> int:

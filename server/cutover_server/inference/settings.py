@@ -40,10 +40,25 @@ class FetchSettings:
     destination: str
 
 
-def read_settings(argv: Sequence[str], env: Mapping[str, str]) -> ServeSettings | FetchSettings:
+@dataclass(frozen=True, slots=True)
+class ProveSettings:
+    origin: str
+    adapter: str
+    served_name: str
+    base_name: str = "base"
+    host: str = "0.0.0.0"  # noqa: S104 - a pod serves its own address
+    port: int = 8001
+
+
+Settings = ServeSettings | FetchSettings | ProveSettings
+
+
+def read_settings(argv: Sequence[str], env: Mapping[str, str]) -> Settings:
     """Exits with a usage message when the arguments make no sense."""
     if argv[:1] == ["fetch"]:
         return FetchSettings(**vars(_fetch_parser().parse_args(argv[1:])))
+    if argv[:1] == ["prove"]:
+        return ProveSettings(**vars(_prove_parser().parse_args(argv[1:])))
     parser = _serve_parser(env)
     settings = ServeSettings(**vars(parser.parse_args(argv[1:] if argv[:1] == ["serve"] else argv)))
     for name in ("max_queue", "max_batch", "threads", "max_new_tokens", "max_pictures", "max_body_bytes"):
@@ -56,7 +71,7 @@ def _serve_parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cutover-engine",
         description="Serve a vision-language model behind the OpenAI chat API. `cutover-engine fetch URI DEST` copies "
-        "a model folder into a cache first.",
+        "a model folder into a cache first; `cutover-engine prove` holds a vLLM pod back until its adapter is proven.",
     )
 
     def add(name: str, default: Any, text: str, kind: Any = str, **more: Any) -> None:
@@ -99,4 +114,18 @@ def _fetch_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("uri", help="s3://…, gs://…, file:///… or a folder")
     parser.add_argument("destination", help="path that will be the model folder (a link to verified content)")
+    return parser
+
+
+def _prove_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cutover-engine prove",
+        description="Ready only while the vLLM beside it answers the adapter's stored probe as the trained model did.",
+    )
+    parser.add_argument("--origin", required=True, help="of the server, as http://127.0.0.1:8000")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter it serves")
+    parser.add_argument("--served-name", required=True, help="the `model` that means the adapter")
+    parser.add_argument("--base-name", default="base", help="the `model` that means the base (default: base)")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")  # noqa: S104
+    parser.add_argument("--port", default=8001, type=int, help="port to listen on (default: 8001)")
     return parser
