@@ -252,10 +252,10 @@ class Town:
             condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
             self._pod_status(meta, {"phase": "Pending", "conditions": [condition]})
         elif started is None:
-            state = {"running": {"startedAt": _text(self.clock)}}
+            state = {"running": {"startedAt": written(self.clock)}}
             statuses = [{"name": "trainer", "state": state}]
             self._pod_status(
-                meta, {"phase": "Running", "startTime": _text(self.clock), "containerStatuses": statuses}
+                meta, {"phase": "Running", "startTime": written(self.clock), "containerStatuses": statuses}
             )
         elif self.clock >= datetime.fromisoformat(started) + timedelta(seconds=ending.seconds):
             if ending.lost:
@@ -266,7 +266,7 @@ class Town:
     def _end(self, pod: Object, ending: Ending) -> None:
         meta, stage = pod["metadata"], pod["metadata"]["labels"][LABEL_STAGE]
         message = result(stage) if ending.message is None else ending.message
-        terminated = {"exitCode": ending.code, "finishedAt": _text(self.clock), "message": message}
+        terminated = {"exitCode": ending.code, "finishedAt": written(self.clock), "message": message}
         statuses = [{"name": "trainer", "state": {"terminated": terminated}}]
         phase = "Failed" if ending.code else "Succeeded"
         self._pod_status(
@@ -291,9 +291,8 @@ class Town:
 
 def _about(job: Object) -> str:
     labels = job["metadata"]["labels"]
-    assert labels[LABEL_OWNER_NAME] == RUN
     return f"{labels[LABEL_STAGE]}-{labels['cutover.dev/attempt']}"
 
 
-def _text(moment: datetime) -> str:
+def written(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
