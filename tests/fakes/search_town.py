@@ -96,6 +96,8 @@ class SearchTown(Town):
 
     # -------------------------------------------------------------- pods
     def _live(self, pod: Object) -> None:
+        if pod["status"]["phase"] in ("Succeeded", "Failed"):
+            return
         super()._live(pod)
         name, config = pod["metadata"]["name"], self._config(pod)
         now = self.kube.objects.get((PODS, NAMESPACE, name))

@@ -89,7 +89,7 @@ class TrialStatus(StatusModel):
     """One trial as far as it has come. Its settings are committed here before its run is made."""
 
     number: Count
-    settings: Annotated[dict[str, float], Field(max_length=8)] = Field(default_factory=dict)
+    settings: Annotated[dict[str, _Number], Field(max_length=8)] = Field(default_factory=dict)
     rung: Count = 0
     """The highest it has begun."""
     epochs: Measured = None
