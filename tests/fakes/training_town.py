@@ -177,14 +177,16 @@ class Town:
             assert self.clock < end, f"not reached; status {json.dumps(self.status, indent=1)}"
             await self.step(step)
 
-    async def survive(self, faulty: Kube, reached: Callable[[], bool], seconds: float = 86400.0) -> None:
+    async def survive(
+        self, faulty: Kube, reached: Callable[[], bool], seconds: float = 86400.0, step: float = 5.0
+    ) -> None:
         """Until it is reached, with a new operator after every crash."""
         end = self.clock + timedelta(seconds=seconds)
         self.restart(faulty)
         while not reached():
             assert self.clock < end, f"not reached; status {json.dumps(self.status, indent=1)}"
             try:
-                await self.step()
+                await self.step(step)
             except Crash:
                 self.restart(faulty)
 
