@@ -61,6 +61,10 @@ bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kind
 soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
 	$(RUN)/python -m soak.interrupt
 
+.PHONY: soak-search
+soak-search: setup ## Nine settings searched twice on the node, once with the operator killed; the same winner
+	$(RUN)/python -m soak.search
+
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node
 	$(RUN)/python -m demo up

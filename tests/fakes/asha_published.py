@@ -33,7 +33,9 @@ def published(
     """get_job of the paper's algorithm 2: promote whatever is in the best third of what is known, else begin another."""
     for rung in reversed(rungs[:-1]):
         known = sorted(
-            (value, trial) for (trial, at), value in results.items() if at == rung.number and value is not None
+            (value, trial)
+            for (trial, at), value in results.items()
+            if at == rung.number and value is not None
         )
         for _, trial in known[: len(known) // ETA]:
             if (trial, rung.number + 1) not in begun:
@@ -42,9 +44,7 @@ def published(
     return (fresh[0], 0) if fresh else None
 
 
-def certain(
-    rungs: tuple[Rung, ...], results: Results, begun: set[tuple[int, int]]
-) -> tuple[int, int] | None:
+def certain(rungs: tuple[Rung, ...], results: Results, begun: set[tuple[int, int]]) -> tuple[int, int] | None:
     """The operator's rule."""
     return next((one for one in judge(rungs, results).due if one not in begun), None)
 

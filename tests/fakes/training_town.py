@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cutover.contract import LABEL_OWNER_NAME, LABEL_STAGE, ExitCode
+from cutover.contract import LABEL_STAGE, ExitCode
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key
 from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Conflict, Kube, KubeError, Object

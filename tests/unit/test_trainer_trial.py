@@ -36,7 +36,9 @@ def document(workspace: Path, **spec: Any) -> dict[str, Any]:
     return stage_document(workspace / "run", workspace / "rows.jsonl", **({"fineTune": FINE_TUNE} | spec))
 
 
-def trial(search: Path, rung: int, epochs: float, resume_from: str | None = None, **more: Any) -> dict[str, Any]:
+def trial(
+    search: Path, rung: int, epochs: float, resume_from: str | None = None, **more: Any
+) -> dict[str, Any]:
     folder = more.pop("folder", f"t01-r{rung}")
     spec = {"number": 1, "rung": rung, "epochs": epochs, "data": "search", "folder": folder}
     config = document(search, trial=spec | ({"resumeFrom": resume_from} if resume_from else {}), **more)

@@ -40,7 +40,13 @@ def test_nine_trials_over_nine_epochs() -> None:
 
 @pytest.mark.parametrize(
     ("trials", "scheduler", "rungs", "full_runs"),
-    [(1, "asha", 1, 1), (2, "asha", 1, 2), (3, "asha", 2, 5 / 3), (64, "asha", 3, 148 / 9), (9, "none", 1, 9)],
+    [
+        (1, "asha", 1, 1),
+        (2, "asha", 1, 2),
+        (3, "asha", 2, 5 / 3),
+        (64, "asha", 3, 148 / 9),
+        (9, "none", 1, 9),
+    ],
 )
 def test_ladders(trials: int, scheduler: Any, rungs: int, full_runs: float) -> None:
     ladder_ = ladder(trials, 9, scheduler)
@@ -170,7 +176,9 @@ def test_settings_are_the_same_for_ever() -> None:
 @given(
     st.integers(1, 64),
     st.integers(0, 2**31 - 1),
-    st.dictionaries(st.sampled_from(sorted(SETTINGS)), st.tuples(st.floats(0, 0.99), st.floats(0.01, 1), st.booleans())),
+    st.dictionaries(
+        st.sampled_from(sorted(SETTINGS)), st.tuples(st.floats(0, 0.99), st.floats(0.01, 1), st.booleans())
+    ),
 )
 def test_suggestions_stay_within_bounds_and_fit_the_fine_tune_section(
     trials: int, seed: int, ends: dict[str, tuple[float, float, bool]]

@@ -140,7 +140,9 @@ async def test_suspended_in_the_middle_it_gives_everything_back_and_goes_on() ->
     await town.until(lambda: len(town.runs()) == 2, step=15)
     await town.step(30)
     town.kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda run: run["spec"].update(suspend=True))
-    await town.until(lambda: not [j for j in town.kube.each(JOBS) if not j["status"].get("conditions")], step=5)
+    await town.until(
+        lambda: not [j for j in town.kube.each(JOBS) if not j["status"].get("conditions")], step=5
+    )
     assert town.status["reason"] == "Suspended"
     held = town.epochs_trained
     for _ in range(5):

@@ -57,7 +57,7 @@ class Tuning(ApiModel):
     parallelism: Annotated[int, Field(ge=1, le=16)] = 1
     """Trials at a time; each takes compute.gpus. The winner does not depend on it."""
     space: Annotated[dict[str, Parameter], Field(max_length=8)] = Field(default_factory=dict)
-    """What is searched, by name: learningRate, batchSize, lora.rank, lora.alpha, lora.dropout."""
+    """What is searched, by name of the setting: learningRate, batchSize, lora.rank, lora.alpha, lora.dropout."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha: a ninth of the epochs for all, a third for the best third, all of them for the best ninth. none: all of
     them for all."""

@@ -86,7 +86,9 @@ def judge(rungs: Sequence[Rung], results: Results) -> Search:
 
 def _ranked(known: Mapping[int, float | None]) -> list[int]:
     """Those that did not fail, the best first; of equals the one with the lower number."""
-    return [trial for _, trial in sorted((value, trial) for trial, value in known.items() if value is not None)]
+    return [
+        trial for _, trial in sorted((value, trial) for trial, value in known.items() if value is not None)
+    ]
 
 
 def _winner(rungs: Sequence[Rung], results: Results) -> int | None:

@@ -66,12 +66,14 @@ class TrainingReconciler:
     def decide(self, world: World, now: datetime) -> Plan:
         return decide(world, now)
 
-    async def _trials(
-        self, namespace: str, mine: str, run: TrainingRun, uid: str
-    ) -> tuple[TrialSeen, ...]:
+    async def _trials(self, namespace: str, mine: str, run: TrainingRun, uid: str) -> tuple[TrialSeen, ...]:
         if run.spec.tuning is None:
             return ()
-        found = [trial_seen(obj) for obj in await self._kube.list(TRAINING_RUNS, namespace, mine) if _owned(obj, uid)]
+        found = [
+            trial_seen(obj)
+            for obj in await self._kube.list(TRAINING_RUNS, namespace, mine)
+            if _owned(obj, uid)
+        ]
         return tuple(one for one in found if one is not None)
 
     async def _task(self, namespace: str, run: TrainingRun) -> Task | NoTask:

@@ -57,7 +57,11 @@ def taken(
     if winner is None:
         message = f"none of the {len(trials)} trials could be trained; {_first_failure(world.trials)}"
         notices.append(Notice("NoTrialSucceeded", f"tune: {message}", "Warning", STAGE))
-        return status, stage.model_copy(update=ended | {"state": "Failed", "message": message}), tuple(notices)
+        return (
+            status,
+            stage.model_copy(update=ended | {"state": "Failed", "message": message}),
+            tuple(notices),
+        )
     message = (
         f"trial {winner.number} of {len(trials)} won with {settings_text(winner.settings)}: "
         f"validation loss {_loss(winner.objective)}"
@@ -188,9 +192,7 @@ def _results(trials: Iterable[TrialSeen]) -> dict[tuple[int, int], float | None]
     }
 
 
-def _told(
-    before: Mapping[int, TrialStatus], runs: Iterable[TrialSeen], tuning: Tuning
-) -> list[TrialStatus]:
+def _told(before: Mapping[int, TrialStatus], runs: Iterable[TrialSeen], tuning: Tuning) -> list[TrialStatus]:
     """Every trial as its furthest run tells it; one that is committed and has no run yet as it was committed."""
     entries = dict(before)
     for run in sorted(runs, key=lambda one: (one.number, one.rung)):
@@ -220,7 +222,9 @@ def _news(
         return
     about = f"trial-{entry.number}-{entry.rung}"
     if entry.state == "Done":
-        text = f"trial {entry.number}: validation loss {_loss(entry.objective)} after {_span(rungs, entry.rung)}"
+        text = (
+            f"trial {entry.number}: validation loss {_loss(entry.objective)} after {_span(rungs, entry.rung)}"
+        )
         yield Notice("TrialDone", text, about=about)
     elif entry.state == "Failed":
         why = next((one.message for one in trials if one.name == entry.run), "its run is gone")

@@ -51,7 +51,7 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     stage = current(status)
     if stage is not None and stage.name == search.STAGE and stage.state in ("Running", "Waiting"):
         status, stage, notices = search.taken(world, spec, status, stage, now)
-        reasons = {stage.name: "NoTrialSucceeded"} if stage.state == "Failed" else {}
+        reasons: dict[str, str] = {stage.name: "NoTrialSucceeded"} if stage.state == "Failed" else {}
         return Settled(with_stage(status, stage), reasons, notices)
     if stage is None or stage.state != "Running":
         return Settled(status, {})

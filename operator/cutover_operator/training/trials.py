@@ -133,9 +133,7 @@ def child_spec(wanted: Wanted) -> TrainingRunSpec:
 
 
 def child(wanted: Wanted) -> Object:
-    return _object(
-        wanted.namespace, wanted.name, (wanted.parent, wanted.parent_uid), child_spec(wanted)
-    )
+    return _object(wanted.namespace, wanted.name, (wanted.parent, wanted.parent_uid), child_spec(wanted))
 
 
 def revised(
