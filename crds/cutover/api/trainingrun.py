@@ -228,7 +228,7 @@ class Compute(ApiModel):
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
     """Further taints the pods tolerate."""
     gpu_hour_budget: Annotated[float, Field(gt=0, le=100_000)] = 50.0
-    """GPU-hours of all attempts together; above it the run stops (condition BudgetExceeded)."""
+    """GPU-hours of all attempts and trials together; above it the run stops (condition BudgetExceeded)."""
     image: Annotated[str, Field(max_length=512)] = ""
     """Trainer image; empty means the operator's default."""
     queue_name: Annotated[str, Field(max_length=63)] = ""
@@ -300,7 +300,7 @@ def stages_of(spec: TrainingRunSpec) -> tuple[Stage, ...]:
 
 
 class PodUse(StatusModel):
-    """GPU time of one pod, kept by uid so that a deleted pod still counts."""
+    """GPU time of one pod, or of one trial's run, kept by uid so that what is deleted still counts."""
 
     uid: Annotated[str, Field(max_length=64)]
     gpu_seconds: Annotated[float, Field(ge=0, le=MEASURED_LIMIT)] = 0.0

@@ -59,8 +59,8 @@ class Tuning(ApiModel):
     space: Annotated[dict[str, Parameter], Field(max_length=8)] = Field(default_factory=dict)
     """What is searched, by name of the setting: learningRate, batchSize, lora.rank, lora.alpha, lora.dropout."""
     scheduler: Literal["asha", "none"] = "asha"
-    """asha: a ninth of the epochs for all, a third for the best third, all of them for the best ninth. none: all of
-    them for all."""
+    """asha: a ninth of the epochs for all, a third for the best third, all of them for the best ninth (of fewer than
+    nine trials: a third for all, all of them for the best third). none: all of them for all."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
     """Seed of the settings tried."""
 
