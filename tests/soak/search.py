@@ -182,7 +182,7 @@ def checks(calm: Told, hit: Told) -> list[tuple[str, bool, str]]:
     """(promise, kept, what was found)."""
     differ = [number for number in calm.trials if calm.trials[number] != hit.trials.get(number)]
     return [
-        ("the operator was killed in between", hit.kills >= 2 * 4, f"{hit.kills} pods killed"),
+        ("the operator was killed in between", hit.kills >= 4, f"{hit.kills} pods killed"),
         ("the same winner", calm.winner == hit.winner, f"trial {calm.winner} and trial {hit.winner}"),
         (
             "every trial ended at the same rung with the same loss",
