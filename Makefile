@@ -23,7 +23,8 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
-	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/gateway.py tests/soak/vllm_contract.py
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/search.py \
+		tests/soak/gateway.py tests/soak/vllm_contract.py
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 
@@ -60,6 +61,10 @@ bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kind
 .PHONY: soak-interrupt
 soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
 	$(RUN)/python -m soak.interrupt
+
+.PHONY: soak-search
+soak-search: setup ## Nine settings searched twice on the node, once with the operator killed; the same winner
+	$(RUN)/python -m soak.search
 
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node

@@ -34,6 +34,8 @@ CHECKPOINT_FOLDER = "checkpoints"
 """step-00000123/: adapter, optimizer, MANIFEST.json written last."""
 ADAPTER_FOLDER = "adapter"
 """The trained adapter: peft files, processor, `cutover.json` (base digest, versions), probe.json, MANIFEST.json."""
+TRIALS_FOLDER = "trials"
+"""One folder per rung of a trial, each with checkpoints of its own."""
 EVALUATION_FILE = "evaluation.json"
 """Everything measured on the test part, and the confidence curve."""
 EVALUATION_PAGE = "evaluation.html"
@@ -60,6 +62,10 @@ class StageConfig(WireModel):
     """fsspec URI of the run's folder: file:///…, s3://…, gs://…"""
     published_artifacts: str = ""
     """The same folder as other pods name it: claim://name/path, s3://…, gs://…; default `artifacts`."""
+    data_artifacts: str = ""
+    """Where the prepared data lies, if not in `artifacts`: a trial reads that of the run that searches."""
+    resume_artifacts: str = ""
+    """Whose newest checkpoint training goes on from while `artifacts` holds none: the rung before."""
     task: Task
     spec: TrainingRunSpec
     base_model_path: str
@@ -93,6 +99,8 @@ class StageResult(WireModel):
     model: ModelVersion | None = None
     progress: Progress | None = None
     samples_per_second: float | None = None
+    objective: float | None = None
+    """Of a trial: mean loss per answer token on the validation part."""
     details: dict[str, str] = Field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ def view(obj: Object, events: Sequence[Object], now: datetime) -> str:
         fields(_head(obj, status, meta)),
         tree("Stages", table([_stage_row(stage, now) for stage in status.stages])),
         tree("Data", table(_data_rows(status))),
+        tree("Trials", table(_trial_rows(status))),
         tree("Test part", table(_evaluation_rows(status.evaluation))),
         tree("Conditions", table(condition_rows(status.conditions, now))),
         tree("Events", table(event_rows(events, now))),
@@ -78,6 +79,21 @@ def _data_rows(status: TrainingRunStatus) -> list[list[str]]:
         rows.append(["unreadable", str(data.bad_rows)])
     if data.control_accuracy is not None:
         rows.append(["today's model", f"{data.control_accuracy:.1%} right"])
+    return rows
+
+
+def _trial_rows(status: TrainingRunStatus) -> list[list[str]]:
+    tuning = status.tuning
+    if tuning is None:
+        return []
+    rows = []
+    for trial in tuning.trials:
+        settings = ", ".join(f"{name} {value:g}" for name, value in sorted(trial.settings.items()))
+        loss = "" if trial.objective is None else f"validation loss {trial.objective:.4f}"
+        won = "won" if trial.number == tuning.winner else ""
+        mark = STATE_MARK.get(trial.state, " ")
+        rung = f"rung {trial.rung}, {number(trial.epochs or 0.0)} epochs"
+        rows.append([f"{mark} {trial.number}", rung, loss, settings, won])
     return rows
 
 

@@ -37,14 +37,15 @@ Seen = Callable[[Key, str], None]
 """Whose pass a change asks for, and the resourceVersion that was seen."""
 
 
-def owner_key(resource: Resource, meta: Mapping[str, Any]) -> Key | None:
-    """Whose pass a change of this object asks for; None when it is nobody's."""
-    if resource.kind in PARENTS:
-        return Key(resource, meta["namespace"], meta["name"])
+def keys_of(resource: Resource, meta: Mapping[str, Any]) -> list[Key]:
+    """Whose passes a change of this object asks for: its own, if it is a run or a rollout, and its owner's."""
+    keys = [Key(resource, meta["namespace"], meta["name"])] if resource.kind in PARENTS else []
     labels = meta.get("labels") or {}
     parent = PARENTS.get(labels.get(LABEL_OWNER_KIND, ""))
     name = labels.get(LABEL_OWNER_NAME)
-    return Key(parent, meta["namespace"], name) if parent and name else None
+    if parent and name:
+        keys.append(Key(parent, meta["namespace"], name))
+    return keys
 
 
 def registry(info: Callable[[], kopf.ConnectionInfo], seen: Seen) -> Any:
@@ -62,8 +63,7 @@ def registry(info: Callable[[], kopf.ConnectionInfo], seen: Seen) -> Any:
 
 def _watch(own: Any, resource: Resource, seen: Seen) -> None:
     async def changed(meta: Mapping[str, Any], **_: Any) -> None:
-        key = owner_key(resource, meta)
-        if key is not None:
+        for key in keys_of(resource, meta):
             seen(key, str(meta.get("resourceVersion", "")))
 
     labels = None if resource.kind in PARENTS else {LABEL_MANAGED_BY: MANAGED_BY}

@@ -110,6 +110,14 @@ CUSTOM = {
     "limit": 0.1,
 }
 S3 = "s3://bucket/rows.jsonl"
+RATES = {"min": 2e-5, "max": 5e-4, "log": True}
+TRIAL = {"number": 1, "rung": 0, "epochs": 1, "data": "ns-run-1", "folder": "t01-r0-1"}
+
+
+def search(trials: int = 4, **space: Any) -> Json:
+    return {"spec.tuning": {"trials": trials, "space": space}}
+
+
 TRAINING_MISTAKES = [
     wrong("no source", {"spec.dataset.source": {}}, "spec.dataset.source", "exactly one of http, uri and claim"),
     wrong("two sources", {"spec.dataset.source.uri": S3}, "spec.dataset.source", "exactly one of http, uri and claim"),
@@ -160,7 +168,6 @@ TRAINING_MISTAKES = [
     wrong("typing error in a field", {"spec.fineTune.learning_rate": 1e-4}, "unknown field", "spec.fineTune.learning_rate"),
     wrong("name too long", {"metadata.name": "a" * 53}, "metadata.name", "52"),
     wrong("name with a dot", {"metadata.name": "damage.v1"}, "metadata.name", "should match"),
-    wrong("tuning", {"spec.tuning": {"trials": 4}}, "spec.tuning", "not supported by this version; remove it"),
     wrong(
         "two synthetic sources",
         {"spec.dataset.synthetic": {"uri": S3, "claim": {"name": "made"}}},
@@ -169,6 +176,25 @@ TRAINING_MISTAKES = [
     ),
     wrong("synthetic mostly", {"spec.dataset.synthetic": {"maxShare": 0.6}}, "synthetic.maxShare", "less than or equal to 0.5"),
     wrong("synthetic by http", {"spec.dataset.synthetic": {"uri": "https://x/rows"}}, "synthetic.uri", "(s3|gs)://"),
+    wrong("search of nothing", {"spec.tuning": {"trials": 4}}, "spec.tuning.space", "name at least one of learningRate"),
+    wrong("search of what is no setting", search(warmup={"values": [1, 2]}), "tuning.space", "unknown setting", "batchSize"),
+    wrong("search over epochs", search(epochs={"values": [1, 2]}), "tuning.space", "epochs are what trials are stopped by"),
+    wrong("range the wrong way round", search(**{"lora.rank": {"min": 32, "max": 8}}), "min must be below max"),
+    wrong("range without an end", search(learningRate={"min": 1e-5}), "needs either values", "or min and max"),
+    wrong("values and a range", search(batchSize={"values": [8], "min": 1, "max": 9}), "needs either values"),
+    wrong("logarithm of nothing", search(**{"lora.dropout": {"min": 0, "max": 0.1, "log": True}}), "needs min above 0"),
+    wrong("logarithm of values", search(learningRate={"values": [1e-4], "log": True}), "log belongs to min and max"),
+    wrong("learning rate searched too far", search(learningRate={"min": 1e-4, "max": 1}), "learningRate must stay within"),
+    wrong("a value out of bounds", search(**{"lora.rank": {"values": [8, 1024]}}), "lora.rank must stay within 1 and 512"),
+    wrong("half a row at a time", search(batchSize={"values": [4, 8.5]}), "batchSize takes whole numbers"),
+    wrong("more trials than settings", search(9, batchSize={"values": [4, 8]}, **{"lora.rank": {"min": 8, "max": 9}}),
+          "tuning.trials", "lower it or widen the space"),
+    wrong("more trials than anybody pays", search(65, learningRate=RATES), "tuning.trials", "less than or equal to 64"),
+    wrong("unknown scheduler", {**search(learningRate=RATES), "spec.tuning.scheduler": "pbt"}, "scheduler", '"asha", "none"'),
+    wrong("search without a validation part", search(learningRate=RATES) | {"spec.dataset.split": {"train": 0.9, "validation": 0, "test": 0.1}},
+          "spec.tuning", "dataset.split.validation above 0"),
+    wrong("a trial that searches", search(learningRate=RATES) | {"spec.trial": TRIAL}, "spec.trial", "remove it"),
+    wrong("a trial out of its folder", {"spec.trial": {**TRIAL, "folder": "../../other"}}, "trial.folder", "should match"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
     wrong("queue", {"spec.compute.queueName": "gpu"}, "spec.compute.queueName", "not supported", "remove it"),
 ]  # fmt: skip
@@ -295,6 +321,17 @@ RIGHT = [
     pytest.param("production.yaml", "TrainingRun", {}, id="full run"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.compute": {"gpus": 0, "gpuProduct": "", "cpu": "500m"}}, id="cpu"),
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.dataset.source": {"claim": {"name": "c"}}}, id="claim"),
+    pytest.param("trainingrun.yaml", "TrainingRun", search(learningRate=RATES), id="search"),
+    pytest.param(
+        "trainingrun.yaml",
+        "TrainingRun",
+        search(64, learningRate={"min": 0.000001, "max": 0.01}, batchSize={"values": [4, 8]},
+               **{"lora.rank": {"min": 1, "max": 512, "log": True}, "lora.alpha": {"values": [1, 1024]},
+                  "lora.dropout": {"min": 0, "max": 0.5}}),
+        id="search of everything",
+    ),
+    pytest.param("trainingrun.yaml", "TrainingRun", search(4, batchSize={"min": 4, "max": 7}), id="search of all there is"),
+    pytest.param("trainingrun.yaml", "TrainingRun", {"spec.trial": {**TRIAL, "resumeFrom": "t01-r0-0"}}, id="trial"),
     pytest.param("modelrollout.yaml", "ModelRollout", {}, id="minimal rollout"),
     pytest.param("production.yaml", "ModelRollout", {}, id="full rollout"),
     pytest.param(
@@ -372,6 +409,7 @@ def started(api: Api) -> Iterator[Json]:
         {"spec.fineTune.epochs": 9},
         {"spec.fineTune.lora.rank": 8},
         {"spec.output.claim.path": "elsewhere"},
+        {"spec.tuning": {"space": {"learningRate": RATES}}},
     ],
     ids=lambda changes: next(iter(changes)),
 )

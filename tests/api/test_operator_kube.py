@@ -18,7 +18,7 @@ from cutover_operator import access
 from cutover_operator.kube import KubeClient
 from cutover_operator.lease import Lease
 from cutover_operator.loop import Loop
-from cutover_operator.plan import Notice, Plan, SetFinalizer
+from cutover_operator.plan import Key, Notice, Plan, SetFinalizer
 from cutover_operator.port import (
     CONFIG_MAPS,
     EVENTS,
@@ -31,6 +31,7 @@ from cutover_operator.port import (
 )
 from cutover_operator.training.reconciler import TrainingReconciler
 from fakes.kube import FakeKube
+from fakes.search_town import searching
 from fakes.training_town import KEY, NAMESPACE, RUN, SETTINGS, SPEC, START, TASK
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
@@ -244,6 +245,55 @@ async def test_a_real_api_server_accepts_every_stage_and_a_settled_run_is_left_a
     with pytest.raises(Invalid, match="cannot change once the run has started"):
         await kube.replace(changed)
     await kube.delete(TRAINING_RUNS, NAMESPACE, RUN)
+
+
+async def test_a_real_api_server_takes_the_trials_of_a_search(kube: KubeClient) -> None:
+    """Made once, suspended and woken by apply, left alone otherwise; what they train for never changes."""
+    task = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "task", "namespace": NAMESPACE}}
+    await kube.apply({**task, "data": {"task.yaml": TASK}})
+    made = run_object("wide-search")
+    made["spec"] |= searching(trials=3)
+    parent = await kube.create(made)
+    prepared = {"name": "prepare", "state": "Done", "attempt": 1}
+    await kube.apply_status({**_identity(parent), "status": {"stage": "tune", "stages": [prepared]}})
+    loop = Loop(kube, [TrainingReconciler(kube, SETTINGS)], lambda: START)
+    key = Key(TRAINING_RUNS, NAMESPACE, "wide-search")
+
+    async def trial() -> Object:
+        mine = "cutover.dev/owner-name=wide-search"
+        (one,) = await kube.list(TRAINING_RUNS, NAMESPACE, mine)
+        return one
+
+    async def suspend(wanted: bool) -> None:
+        run = await kube.get(TRAINING_RUNS, NAMESPACE, "wide-search")
+        assert run is not None
+        run["spec"]["suspend"] = wanted
+        await kube.replace(run)
+
+    await loop.run_pass(key)
+    child = await trial()
+    assert child["spec"]["trial"]["epochs"] == 3
+    mine = Key(TRAINING_RUNS, NAMESPACE, child["metadata"]["name"])
+    await loop.run_pass(mine)
+    jobs = [job["metadata"]["labels"] for job in await kube.list(JOBS, NAMESPACE)]
+    assert [job["cutover.dev/stage"] for job in jobs if job["cutover.dev/owner-name"] == mine.name] == [
+        "train"
+    ]
+
+    started = await trial()
+    await loop.run_pass(key)
+    await loop.run_pass(key)
+    assert await trial() == started
+    await suspend(True)
+    await loop.run_pass(key)
+    assert (await trial())["spec"]["suspend"] is True
+    await suspend(False)
+    await loop.run_pass(key)
+    woken = await trial()
+    assert woken["spec"] == started["spec"]
+    assert woken["metadata"]["labels"] == started["metadata"]["labels"]
+    await kube.delete(TRAINING_RUNS, NAMESPACE, mine.name)
+    await kube.delete(TRAINING_RUNS, NAMESPACE, "wide-search")
 
 
 def _identity(obj: Object, name: str | None = None) -> Object:

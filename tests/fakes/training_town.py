@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cutover.contract import LABEL_OWNER_NAME, LABEL_STAGE, ExitCode
+from cutover.contract import LABEL_STAGE, ExitCode
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key
 from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Conflict, Kube, KubeError, Object
@@ -177,14 +177,16 @@ class Town:
             assert self.clock < end, f"not reached; status {json.dumps(self.status, indent=1)}"
             await self.step(step)
 
-    async def survive(self, faulty: Kube, reached: Callable[[], bool], seconds: float = 86400.0) -> None:
+    async def survive(
+        self, faulty: Kube, reached: Callable[[], bool], seconds: float = 86400.0, step: float = 5.0
+    ) -> None:
         """Until it is reached, with a new operator after every crash."""
         end = self.clock + timedelta(seconds=seconds)
         self.restart(faulty)
         while not reached():
             assert self.clock < end, f"not reached; status {json.dumps(self.status, indent=1)}"
             try:
-                await self.step()
+                await self.step(step)
             except Crash:
                 self.restart(faulty)
 
@@ -252,10 +254,10 @@ class Town:
             condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
             self._pod_status(meta, {"phase": "Pending", "conditions": [condition]})
         elif started is None:
-            state = {"running": {"startedAt": _text(self.clock)}}
+            state = {"running": {"startedAt": written(self.clock)}}
             statuses = [{"name": "trainer", "state": state}]
             self._pod_status(
-                meta, {"phase": "Running", "startTime": _text(self.clock), "containerStatuses": statuses}
+                meta, {"phase": "Running", "startTime": written(self.clock), "containerStatuses": statuses}
             )
         elif self.clock >= datetime.fromisoformat(started) + timedelta(seconds=ending.seconds):
             if ending.lost:
@@ -266,7 +268,7 @@ class Town:
     def _end(self, pod: Object, ending: Ending) -> None:
         meta, stage = pod["metadata"], pod["metadata"]["labels"][LABEL_STAGE]
         message = result(stage) if ending.message is None else ending.message
-        terminated = {"exitCode": ending.code, "finishedAt": _text(self.clock), "message": message}
+        terminated = {"exitCode": ending.code, "finishedAt": written(self.clock), "message": message}
         statuses = [{"name": "trainer", "state": {"terminated": terminated}}]
         phase = "Failed" if ending.code else "Succeeded"
         self._pod_status(
@@ -291,9 +293,8 @@ class Town:
 
 def _about(job: Object) -> str:
     labels = job["metadata"]["labels"]
-    assert labels[LABEL_OWNER_NAME] == RUN
     return f"{labels[LABEL_STAGE]}-{labels['cutover.dev/attempt']}"
 
 
-def _text(moment: datetime) -> str:
+def written(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

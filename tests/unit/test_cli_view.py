@@ -230,6 +230,26 @@ def test_a_run_shows_stages_data_and_accuracy() -> None:
                     "failures": 1,
                 },
             ],
+            "tuning": {
+                "trials": [
+                    {
+                        "number": 4,
+                        "rung": 2,
+                        "epochs": 9,
+                        "state": "Done",
+                        "objective": 0.2134,
+                        "settings": {"lora.rank": 8},
+                    },
+                    {
+                        "number": 5,
+                        "rung": 0,
+                        "epochs": 1,
+                        "state": "Failed",
+                        "settings": {"learningRate": 0.01},
+                    },
+                ],
+                "winner": 4,
+            },
             "data": {"rows": 12000, "train": 9600, "validation": 1200, "test": 1200, "controlAccuracy": 0.87},
             "evaluation": {
                 "examples": 1200,
@@ -248,6 +268,9 @@ def test_a_run_shows_stages_data_and_accuracy() -> None:
         "attempt 3, 1 failed",
         "94.1% of 1200, base 30.0%, today's model 87.0%",
         "12000 (9600 train, 1200 validation, 1200 test)",
+        "rung 2, 9 epochs",
+        "validation loss 0.2134",
+        "learningRate 0.01",
         "! BudgetExceeded",
     ):
         assert expected in text, text

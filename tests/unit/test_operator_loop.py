@@ -210,11 +210,11 @@ def test_a_transition_time_moves_with_the_status_only() -> None:
 
 def test_a_change_asks_for_the_owners_pass() -> None:
     labels = {LABEL_OWNER_KIND: "TrainingRun", LABEL_OWNER_NAME: RUN}
-    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": labels}) == KEY
-    assert watches.owner_key(TRAINING_RUNS, {"namespace": NAMESPACE, "name": RUN}) == KEY
-    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x"}) is None
+    assert watches.keys_of(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": labels}) == [KEY]
+    assert watches.keys_of(TRAINING_RUNS, {"namespace": NAMESPACE, "name": RUN}) == [KEY]
+    assert watches.keys_of(JOBS, {"namespace": NAMESPACE, "name": "x"}) == []
     odd = {LABEL_OWNER_KIND: "Deployment", LABEL_OWNER_NAME: "x"}
-    assert watches.owner_key(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": odd}) is None
+    assert watches.keys_of(JOBS, {"namespace": NAMESPACE, "name": "x", "labels": odd}) == []
 
 
 def test_log_lines_are_json_with_their_extras_and_traceback() -> None:

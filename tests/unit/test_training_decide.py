@@ -278,6 +278,7 @@ def test_the_checks_are_in_the_order_the_policy_says() -> None:
         "budget_spent",
         "others_at_work",
         "backing_off",
+        "search",
         "start",
     ]
 

@@ -129,6 +129,8 @@ def config_digest(stage: StageName, config: StageConfig) -> str:
     parts = [config.task.to_wire(), spec.dataset.to_wire(), spec.base_model.to_wire()]
     if stage in ("train", "evaluate", "register"):
         parts.append(spec.fine_tune.to_wire())
+    if spec.trial is not None:
+        parts.append(spec.trial.to_wire())
     if stage in ("evaluate", "register"):
         parts.append(spec.evaluation.to_wire())
     if stage == "register":

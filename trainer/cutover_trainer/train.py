@@ -16,6 +16,7 @@ import orjson
 
 from cutover.api.trainingrun import Progress
 from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
+from cutover_trainer import trial
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
 from cutover_trainer.base_model import base_digest, base_folder, weights_bytes
@@ -47,11 +48,13 @@ PROBED_ROWS = 16
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
     spec = config.spec
     stop.check()
-    data = open_prepared(store, scratch)
+    data = open_prepared(trial.data_store(config, store), scratch)
     folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
     hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
-    examples, held_out = data.part("train"), data.part("validation")[:VALIDATION_ROWS]
+    held_out_rows = VALIDATION_ROWS if spec.trial is None else trial.OBJECTIVE_ROWS
+    examples, held_out = data.part("train"), data.part("validation")[:held_out_rows]
+    trial.check(spec, len(held_out))
     encoded = encode_all(encoder, examples)
     training = BatchBuilder(encoder, data, examples, encoded, hardware)
     validation = BatchBuilder(encoder, data, held_out, encode_all(encoder, held_out), hardware)
@@ -72,9 +75,15 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     base = base_digest(folder)
     checkpoints = Checkpoints(store, fingerprint(config, data.digest, base))
     state = checkpoints.resume(learner.parameters, learner.optimizer, learner.scaler)
-    attempt = _Attempt(schedule, learner, training, validation, len(held_out), checkpoints, state, stop)
+    if state.step == 0 and config.resume_artifacts:
+        earlier = Checkpoints(ArtifactStore(config.resume_artifacts), fingerprint(config, data.digest, base))
+        state = earlier.resume(learner.parameters, learner.optimizer, learner.scaler)
+    end = trial.end_step(spec, schedule)
+    attempt = _Attempt(schedule, learner, training, validation, len(held_out), checkpoints, state, stop, end)
     attempt.judge_by(examples, encoded)
     attempt.to_the_end()
+    if spec.trial is not None:
+        return attempt.compared(len(held_out))
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
         probe = make_probe(model, encoder, examples[:PROBED_ROWS], encoded, data, hardware)
@@ -125,13 +134,15 @@ class _Attempt:
         checkpoints: Checkpoints,
         state: TrainingState,
         stop: Stop,
+        end_step: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._schedule = schedule
+        self._end_step = end_step
         self._learner = learner
         self._training = training
         self._validation = validation
-        self._validation_rows = validation_rows
+        self._validation_rows = min(validation_rows, VALIDATION_ROWS)
         self._checkpoints = checkpoints
         self._state = state
         self._stop = stop
@@ -139,7 +150,7 @@ class _Attempt:
         self._saved_at = clock()
         self._saved_step = state.step
         self._interval_seconds = checkpoint_interval_seconds(0.0)
-        self._progress = ProgressReporter("train", schedule.steps)
+        self._progress = ProgressReporter("train", end_step)
         self._curve_every = max(1, schedule.steps // CURVE_POINTS)
         self._answer_tokens = 1.0
         self._entropy: float | None = None
@@ -152,9 +163,9 @@ class _Attempt:
 
     def to_the_end(self) -> None:
         """Raises Interrupted or BudgetExceeded after a checkpoint."""
-        state, steps = self._state, self._schedule.steps
+        state = self._state
         try:
-            while state.step < steps:
+            while state.step < self._end_step:
                 self._one_step()
                 if state.step % self._schedule.steps_per_epoch == 0:
                     self._end_of_epoch()
@@ -230,6 +241,13 @@ class _Attempt:
                 "secondsInSteps": state.seconds,
             }
         )
+
+    def compared(self, rows: int) -> StageResult:
+        """What the search compares trials by. Raises Interrupted; the next attempt measures again."""
+        loss = self._learner.loss_on(self._validation, range(rows), self._stop.check)
+        state = self._state
+        done = Progress(step=state.step, steps=self._end_step, samples_per_second=self.samples_per_second)
+        return trial.result(loss, rows, done)
 
     def result(self, rows: int) -> StageResult:
         state = self._state

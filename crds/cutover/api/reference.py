@@ -39,7 +39,7 @@ def _strip(annotation: Any) -> Any:
 
 
 def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The model behind a field, and how the path goes on: '.' for an object, '[].' for a list of them."""
+    """The model behind a field, and how the path goes on: '.' for an object, '[].' for a list of them, '.<name>.' for a map."""
     plain = _strip(annotation)
     if isinstance(plain, type) and issubclass(plain, BaseModel):
         return plain, "."
@@ -47,6 +47,10 @@ def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, str]:
         inner = _strip(get_args(plain)[0])
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return inner, "[]."
+    if get_origin(plain) is dict:
+        inner = _strip(get_args(plain)[1])
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            return inner, ".<name>."
     return None, ""
 
 

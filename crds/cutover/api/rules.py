@@ -30,11 +30,12 @@ from cutover.api.trainingrun import (
     Synthetic,
     TrainingRun,
 )
+from cutover.api.tuning_rules import TUNING_RULES
 from cutover.api.unsupported import UNSUPPORTED
 from cutover.contract import FIELD_OVERALL, LATENCY_EDGES_SECONDS
 
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.stage) && oldSelf.status.stage != ''"
-_FROZEN = ("task", "dataset", "baseModel", "fineTune", "tuning", "output")
+_FROZEN = ("task", "dataset", "baseModel", "fineTune", "tuning", "trial", "output")
 
 
 def _frozen(field: str) -> Rule:
@@ -146,6 +147,7 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
         ),
     ),
     # ------------------------------------------------------------ TrainingRun
+    **TUNING_RULES,
     TrainingRun: tuple(_frozen(field) for field in _FROZEN),
     DatasetSource: (
         one_of(("http", "uri", "claim"), "dataset.source needs exactly one of http, uri and claim"),

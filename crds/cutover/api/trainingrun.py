@@ -29,6 +29,7 @@ from cutover.api.base import (
     Timestamp,
     Toleration,
 )
+from cutover.api.tuning import Trial, Tuning, TuningStatus
 
 
 class UrlSource(ApiModel):
@@ -174,28 +175,6 @@ class FineTune(ApiModel):
     """Seed of the initial weights, the order of examples and dropout."""
 
 
-class Tuning(ApiModel):
-    """Search over the fine-tune settings."""
-
-    trials: Annotated[int, Field(ge=1, le=64)] = 9
-    """Settings tried at most."""
-    parallelism: Annotated[int, Field(ge=1, le=16)] = 1
-    """Trials at a time."""
-    space: Annotated[
-        dict[
-            str,
-            Annotated[
-                list[Annotated[float, Field(ge=-MEASURED_LIMIT, le=MEASURED_LIMIT)]],
-                Field(min_length=1, max_length=32),
-            ],
-        ],
-        Field(max_length=8),
-    ] = Field(default_factory=dict)
-    """Values tried, by name of a fine-tune setting."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha stops poor trials early."""
-
-
 class EvaluationGate(ApiModel):
     """What the trained model must reach on the test part before it is registered."""
 
@@ -249,7 +228,7 @@ class Compute(ApiModel):
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
     """Further taints the pods tolerate."""
     gpu_hour_budget: Annotated[float, Field(gt=0, le=100_000)] = 50.0
-    """GPU-hours of all attempts together; above it the run stops (condition BudgetExceeded)."""
+    """GPU-hours of all attempts and trials together; above it the run stops (condition BudgetExceeded)."""
     image: Annotated[str, Field(max_length=512)] = ""
     """Trainer image; empty means the operator's default."""
     queue_name: Annotated[str, Field(max_length=63)] = ""
@@ -291,7 +270,7 @@ class Output(ApiModel):
 
 
 class TrainingRunSpec(ApiModel):
-    """What is wanted. What the artifacts are made from (task, dataset, baseModel, fineTune, tuning, output) is fixed
+    """What is wanted. What the artifacts are made from (task, dataset, baseModel, fineTune, tuning, trial, output) is fixed
     once the run has started; the rest may change."""
 
     task: TaskRef
@@ -301,18 +280,27 @@ class TrainingRunSpec(ApiModel):
     base_model: BaseModelRef
     fine_tune: FineTune = Field(default_factory=FineTune)
     tuning: Tuning | None = None
+    trial: Trial | None = None
     evaluation: Evaluation = Field(default_factory=Evaluation)
     compute: Compute = Field(default_factory=Compute)
     registry: Registry = Field(default_factory=Registry)
     output: Output
 
 
-Stage = Literal["prepare", "train", "evaluate", "register"]
+Stage = Literal["prepare", "tune", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "register")
+"""Those with Jobs of their own; tune is made of trials, which are TrainingRuns."""
+
+
+def stages_of(spec: TrainingRunSpec) -> tuple[Stage, ...]:
+    """What a run goes through, in order. A trial only trains, on the data of the run that searches."""
+    if spec.trial is not None:
+        return ("train",)
+    return STAGES if spec.tuning is None else ("prepare", "tune", "train", "evaluate", "register")
 
 
 class PodUse(StatusModel):
-    """GPU time of one pod, kept by uid so that a deleted pod still counts."""
+    """GPU time of one pod, or of one trial's run, kept by uid so that what is deleted still counts."""
 
     uid: Annotated[str, Field(max_length=64)]
     gpu_seconds: Annotated[float, Field(ge=0, le=MEASURED_LIMIT)] = 0.0
@@ -430,6 +418,9 @@ class TrainingRunStatus(StatusModel):
         ),
     ] = Field(default_factory=list)
     data: DataSummary | None = None
+    tuning: TuningStatus | None = None
+    objective: Measured = None
+    """Of a trial: loss on the validation part where its rung stops."""
     evaluation: EvaluationSummary | None = None
     accuracy_text: Annotated[str, Field(max_length=32)] = ""
     """Accuracy of the field the first of `evaluation.gates` is about; without one, `overall`."""
@@ -461,4 +452,13 @@ class TrainingRun(ApiModel):
         return cls.model_validate({"spec": obj["spec"], "status": obj.get("status") or {}})
 
 
-__all__ = ["STAGES", "Name", "ShortName", "Stage", "TrainingRun", "TrainingRunSpec", "TrainingRunStatus"]
+__all__ = [
+    "STAGES",
+    "Name",
+    "ShortName",
+    "Stage",
+    "TrainingRun",
+    "TrainingRunSpec",
+    "TrainingRunStatus",
+    "stages_of",
+]

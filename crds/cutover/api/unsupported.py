@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cutover.api.base import ApiModel
 from cutover.api.cel import Rule
-from cutover.api.trainingrun import Compute, TrainingRunSpec
+from cutover.api.trainingrun import Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,6 @@ class Unsupported:
 
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    Unsupported(TrainingRunSpec, "tuning", "!has(self.tuning)", "spec.tuning"),
     Unsupported(Compute, "nodes", "self.nodes == 1", "spec.compute.nodes above 1", "set 1 or remove it"),
     Unsupported(Compute, "queueName", "self.queueName == ''", "spec.compute.queueName"),
 )

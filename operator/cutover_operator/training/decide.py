@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -23,8 +21,10 @@ from cutover_operator.port import CONFIG_MAPS, JOBS
 from cutover_operator.training import report, spending
 from cutover_operator.training.observed import PodSeen
 from cutover_operator.training.report import Standing
-from cutover_operator.training.resources import GPU_STAGES, NAME_LIMIT, Attempt, build, needs
+from cutover_operator.training.resources import NAME_LIMIT, Attempt, build, needs
+from cutover_operator.training.search import STAGE, paused, search, tuned, winner_of
 from cutover_operator.training.settle import current, job_of, pod_of, settle, with_stage
+from cutover_operator.training.situation import Answer, Check, Situation
 from cutover_operator.training.world import NoTask, World
 
 POLL_SECONDS = 5.0
@@ -39,42 +39,8 @@ SLOW_START_SECONDS = 60.0
 OVERDRAFT_SECONDS = 60.0
 """Per GPU: starting and checkpointing are not the trainer's to count."""
 KEPT_JOBS = 12
-FIXED_FIELDS = ("task", "dataset", "base_model", "fine_tune", "tuning", "output")
+FIXED_FIELDS = ("task", "dataset", "base_model", "fine_tune", "tuning", "trial", "output")
 """What artifacts are made from; the API server refuses a change once the run has started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    world: World
-    spec: TrainingRunSpec
-    status: TrainingRunStatus
-    stage: StageStatus
-    """The first stage that is not done."""
-    now: datetime
-
-    @property
-    def gpus(self) -> int:
-        return self.spec.compute.gpus if self.stage.name in GPU_STAGES else 0
-
-    @property
-    def spent_seconds(self) -> float:
-        return spending.spent_seconds(self.status.pods)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Where a check leaves the run."""
-
-    standing: Standing
-    stage: StageStatus | None = None
-    """The current stage as it is to be, when it changes."""
-    actions: tuple[Action, ...] = ()
-    again_in_seconds: float | None = None
-    started: bool = False
-    notices: tuple[Notice, ...] = field(default=())
-
-
-Check = Callable[[Situation], Answer | None]
 
 
 def decide(world: World, now: datetime) -> Plan:
@@ -86,11 +52,12 @@ def decide(world: World, now: datetime) -> Plan:
     settled = settle(world, spec, before, now)
     stage = current(settled.status)
     if stage is None:
-        answer = Answer(report.succeeded(settled.status))
+        answer = Answer(report.succeeded(spec, settled.status))
     else:
         situation = Situation(world, spec, settled.status, stage, now)
         answer = next(found for check in CHECKS if (found := check(situation)) is not None)
     status = settled.status
+    status = status.model_copy(update=dict(answer.update))
     if answer.stage is not None:
         status = with_stage(status, answer.stage)
     if answer.started:
@@ -118,7 +85,7 @@ def failed_for_good(s: Situation) -> Answer | None:
     """No attempt follows until the spec is edited."""
     if s.stage.state != "Failed":
         return None
-    return Answer(report.failed(s.stage), actions=_ended_by_force(s))
+    return Answer(report.failed(s.stage), actions=(*_ended_by_force(s), *paused(s)))
 
 
 def suspended(s: Situation) -> Answer | None:
@@ -129,7 +96,7 @@ def suspended(s: Situation) -> Answer | None:
     return Answer(
         Standing("Suspended", "spec.suspend is true; set it to false to go on", moving=False),
         stage=_put_off(s, "suspended"),
-        actions=_ended_by_force(s, spare_current=False),
+        actions=(*_ended_by_force(s, spare_current=False), *paused(s)),
         again_in_seconds=POLL_SECONDS if waits else None,
     )
 
@@ -178,7 +145,7 @@ def spec_changed(s: Situation) -> Answer | None:
     """The API server refuses this; a cluster without that rule must not mix two data sets in one model."""
     if not s.status.spec_digest or s.status.spec_digest == spec_digest(s.spec):
         return None
-    text = "spec: task, dataset, baseModel, fineTune, tuning or output changed after the start; create a new TrainingRun"
+    text = "spec: task, dataset, baseModel, fineTune, tuning, trial or output changed after the start; create a new TrainingRun"
     return Answer(Standing("SpecChanged", text, stalled=True, moving=False))
 
 
@@ -213,14 +180,16 @@ def no_image(s: Situation) -> Answer | None:
 
 def forecast_over_budget(s: Situation) -> Answer | None:
     """Said before the first GPU is asked for, once the rows are known."""
-    if not s.gpus or s.stage.name != "train" or s.stage.attempt or s.status.data is None:
+    first = "train" if s.spec.tuning is None else STAGE
+    if not s.gpus or s.stage.name != first or s.stage.attempt or s.status.data is None:
         return None
     forecast = spending.forecast_seconds(s.spec, s.status.data)
     budget = spending.budget_seconds(s.spec)
     if forecast <= budget:
         return None
+    trials = "" if s.spec.tuning is None else f", searched in {s.spec.tuning.trials} trials,"
     text = (
-        f"{s.status.data.train} rows x {s.spec.fine_tune.epochs} epochs take about "
+        f"{s.status.data.train} rows x {s.spec.fine_tune.epochs} epochs{trials} take about "
         f"{spending.hours_text(forecast)} A100-hours; compute.gpuHourBudget is {spending.hours_text(budget)}; "
         "raise it to go on"
     )
@@ -237,7 +206,7 @@ def budget_spent(s: Situation) -> Answer | None:
     return Answer(
         Standing("BudgetExceeded", text, stalled=True, moving=False, over_budget=True),
         stage=_put_off(s, "the GPU budget is spent"),
-        actions=_ended_by_force(s, spare_current=False),
+        actions=(*_ended_by_force(s, spare_current=False), *paused(s)),
     )
 
 
@@ -271,18 +240,20 @@ def start(s: Situation) -> Answer | None:
     committed = stage.state == "Running"
     number = stage.attempt if committed else stage.attempt + 1
     assert isinstance(s.world.task, Task)
+    winner = winner_of(s.status)
     built = build(
         Attempt(
             namespace=s.world.namespace,
             name=s.world.name,
             uid=s.world.uid,
-            spec=s.spec,
+            spec=tuned(s.spec, s.status),
             task=s.world.task,
             stage=stage.name,
             number=number,
             image=s.spec.compute.image or s.world.site.trainer_image,
             pull_secrets=s.world.site.pull_secrets,
             gpu_seconds_left=round(spending.budget_seconds(s.spec) - s.spent_seconds, 1) if s.gpus else None,
+            resume_trial=winner.folder if winner and stage.name == "train" else "",
         )
     )
     update: dict[str, Any] = {"state": "Running", "attempt": number, "job": built.name, "not_before": None}
@@ -314,6 +285,7 @@ CHECKS: tuple[Check, ...] = (
     budget_spent,
     others_at_work,
     backing_off,
+    search,
     start,
 )
 

@@ -17,6 +17,7 @@ from cutover_operator.settings import Settings
 from cutover_operator.training import progress
 from cutover_operator.training.decide import decide
 from cutover_operator.training.observed import PodSeen, job_seen, pod_seen
+from cutover_operator.training.trials import TrialSeen, trial_seen
 from cutover_operator.training.world import NoTask, Site, World
 
 LOG_EVERY_SECONDS = 5.0
@@ -58,11 +59,22 @@ class TrainingReconciler:
             jobs=tuple(job_seen(job) for job in jobs),
             pods=tuple(pods),
             config_maps=tuple(item["metadata"]["name"] for item in maps),
+            trials=await self._trials(key.namespace, mine, run, uid),
             progress=await self._progress(key.namespace, pods, now),
         )
 
     def decide(self, world: World, now: datetime) -> Plan:
         return decide(world, now)
+
+    async def _trials(self, namespace: str, mine: str, run: TrainingRun, uid: str) -> tuple[TrialSeen, ...]:
+        if run.spec.tuning is None:
+            return ()
+        found = [
+            trial_seen(obj)
+            for obj in await self._kube.list(TRAINING_RUNS, namespace, mine)
+            if _owned(obj, uid)
+        ]
+        return tuple(one for one in found if one is not None)
 
     async def _task(self, namespace: str, run: TrainingRun) -> Task | NoTask:
         wanted = run.spec.task

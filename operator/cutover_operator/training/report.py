@@ -7,12 +7,14 @@ from datetime import datetime
 
 from cutover.api.base import Condition
 from cutover.api.trainingrun import Stage, StageStatus, TrainingRunSpec, TrainingRunStatus
+from cutover.api.tuning import Trial
 from cutover_operator.conditions import Fact, find, merge
 from cutover_operator.plan import Notice
 from cutover_operator.training import spending
 
 CONDITION_OF: dict[Stage, str] = {
     "prepare": "DataReady",
+    "tune": "Tuned",
     "train": "Trained",
     "evaluate": "Evaluated",
     "register": "Registered",
@@ -33,8 +35,16 @@ class Standing:
     """Succeeded (true) or failed (false); None while it may still become either."""
 
 
-def succeeded(status: TrainingRunStatus) -> Standing:
+def succeeded(spec: TrainingRunSpec, status: TrainingRunStatus) -> Standing:
+    if spec.trial is not None:
+        return Standing("Succeeded", _trial_text(spec.trial, status), moving=False, ended=True)
     return Standing("Succeeded", f"registered {status.model_text or 'the model'}", moving=False, ended=True)
+
+
+def _trial_text(trial: Trial, status: TrainingRunStatus) -> str:
+    """Of a trial that reached its rung; short enough for a column."""
+    loss = "no loss" if status.objective is None else f"loss {status.objective:.4f}"
+    return f"rung {trial.rung}, {trial.epochs:g} epochs: {loss}"
 
 
 def failed(stage: StageStatus) -> Standing:
@@ -60,8 +70,9 @@ def written(
         "reason": _column(status, standing, reasons, before),
     }
     if standing.ended:
-        update |= {"stage": DONE, "progress_text": "100%"}
-    elif status.stage != before.stage:
+        done = "100%" if spec.trial is None else _trial_text(spec.trial, status)
+        update |= {"stage": DONE, "progress_text": done}
+    elif status.stage != before.stage and status.stage != "tune":
         update |= {"progress": None, "progress_text": ""}
     return status.model_copy(update=update), _notices(before, conditions)
 

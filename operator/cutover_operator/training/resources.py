@@ -30,7 +30,7 @@ from cutover.contract import (
     STAGE_CONFIG_PATH,
     ExitCode,
 )
-from cutover.stages import RunIdentity, StageConfig
+from cutover.stages import TRIALS_FOLDER, RunIdentity, StageConfig
 from cutover.task import Task
 from cutover_operator.origins import origin_of
 from cutover_operator.port import CONFIG_MAPS, JOBS, TRAINING_RUNS, Object
@@ -50,7 +50,7 @@ GRACE_SECONDS = 60
 """Enough for one checkpoint of an adapter."""
 DEADLINE_SLACK_SECONDS = 300
 """The trainer stops by itself when its GPU time is used; this is for one that does not."""
-GPU_STAGES: frozenset[Stage] = frozenset({"train", "evaluate"})
+GPU_STAGES: frozenset[Stage] = frozenset({"tune", "train", "evaluate"})
 CONTAINER = "trainer"
 REQUESTS: dict[Stage, dict[str, str]] = {
     "prepare": {"cpu": "250m", "memory": "1Gi"},
@@ -87,6 +87,8 @@ class Attempt:
     """None where the stage uses no GPU."""
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets with the registries' credentials."""
+    resume_trial: str = ""
+    """Folder of the trial that won: its last checkpoint is gone on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +165,20 @@ def owner_reference(name: str, uid: str) -> Object:
 
 def stage_config(attempt: Attempt) -> StageConfig:
     spec, source, mlflow = attempt.spec, attempt.spec.dataset.source, attempt.spec.registry.mlflow
-    folder = f"{attempt.namespace}-{attempt.name}-{attempt.uid[:8]}"
-    if spec.output.claim is not None:
-        inside = _below(spec.output.claim.path, folder)
-        artifacts = f"file://{ARTIFACTS}/{inside}"
-        published = f"claim://{spec.output.claim.name}/{inside}"
-    else:
-        artifacts = published = f"{(spec.output.uri or '').rstrip('/')}/{folder}"
+    own = run_folder(attempt.namespace, attempt.name, attempt.uid)
+    trial = spec.trial
+    folder = own if trial is None else f"{trial.data}/{TRIALS_FOLDER}/{trial.folder}"
+    resume = f"{own}/{TRIALS_FOLDER}/{attempt.resume_trial}" if attempt.resume_trial else ""
+    if trial is not None and trial.resume_from is not None:
+        resume = f"{trial.data}/{TRIALS_FOLDER}/{trial.resume_from}"
+    artifacts, published = _folder_uris(spec, folder)
     claim, made = _claim_in(spec.base_model.uri), _synthetic_claim(spec)
     return StageConfig(
         run=RunIdentity(name=attempt.name, namespace=attempt.namespace, uid=attempt.uid),
         artifacts=artifacts,
         published_artifacts=published,
+        data_artifacts="" if trial is None else _folder_uris(spec, trial.data)[0],
+        resume_artifacts=_folder_uris(spec, resume)[0] if resume else "",
         task=attempt.task,
         spec=spec,
         base_model_path=f"{MODELS}/{claim.path}".rstrip("/") if claim else spec.base_model.uri,
@@ -187,6 +191,20 @@ def stage_config(attempt: Attempt) -> StageConfig:
         gpu_seconds_left=attempt.gpu_seconds_left,
         attempt=attempt.number,
     )
+
+
+def run_folder(namespace: str, name: str, uid: str) -> str:
+    """Name of a run's folder below `output`."""
+    return f"{namespace}-{name}-{uid[:8]}"
+
+
+def _folder_uris(spec: TrainingRunSpec, folder: str) -> tuple[str, str]:
+    """A folder below `output` as the stage opens it, and as other pods name it."""
+    if spec.output.claim is not None:
+        inside = _below(spec.output.claim.path, folder)
+        return f"file://{ARTIFACTS}/{inside}", f"claim://{spec.output.claim.name}/{inside}"
+    uri = f"{(spec.output.uri or '').rstrip('/')}/{folder}"
+    return uri, uri
 
 
 def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:

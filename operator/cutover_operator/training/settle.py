@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cutover.api.trainingrun import STAGES, StageStatus, TrainingRunSpec, TrainingRunStatus
+from cutover.api.trainingrun import StageStatus, TrainingRunSpec, TrainingRunStatus, stages_of
 from cutover.contract import FIELD_OVERALL
 from cutover.stages import StageResult
 from cutover_operator.conditions import timestamp
 from cutover_operator.plan import Notice
-from cutover_operator.training import progress, spending
+from cutover_operator.training import progress, search, spending
 from cutover_operator.training.observed import JobSeen, PodSeen
 from cutover_operator.training.outcome import Outcome, judge
 from cutover_operator.training.world import World
@@ -37,8 +37,10 @@ class Settled:
 def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: datetime) -> Settled:
     status = before.model_copy(
         update={
-            "stages": _all_stages(before),
-            "pods": spending.counted(before.pods, world.pods, now),
+            "stages": _all_stages(before, spec),
+            "pods": spending.counted(
+                before.pods, world.pods, now, {one.uid: one.gpu_seconds for one in world.trials}
+            ),
             "observed_generation": world.generation,
         }
     )
@@ -47,6 +49,10 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     spent = spending.spent_seconds(status.pods)
     status = status.model_copy(update={"gpu_hours": spending.hours_text(spent)})
     stage = current(status)
+    if stage is not None and stage.name == search.STAGE and stage.state in ("Running", "Waiting"):
+        status, stage, notices = search.taken(world, spec, status, stage, now)
+        reasons: dict[str, str] = {stage.name: "NoTrialSucceeded"} if stage.state == "Failed" else {}
+        return Settled(with_stage(status, stage), reasons, notices)
     if stage is None or stage.state != "Running":
         return Settled(status, {})
     job = job_of(world, stage)
@@ -84,9 +90,9 @@ def pod_of(world: World, job: JobSeen) -> PodSeen | None:
     return max(pods, key=lambda pod: (pod.created_at is not None, pod.created_at), default=None)
 
 
-def _all_stages(status: TrainingRunStatus) -> list[StageStatus]:
+def _all_stages(status: TrainingRunStatus, spec: TrainingRunSpec) -> list[StageStatus]:
     known = {stage.name: stage for stage in status.stages}
-    return [known.get(name) or StageStatus(name=name) for name in STAGES]
+    return [known.get(name) or StageStatus(name=name) for name in stages_of(spec)]
 
 
 def _forgiven(status: TrainingRunStatus) -> TrainingRunStatus:
@@ -161,6 +167,8 @@ def _recorded(
     update: dict[str, object] = {}
     if result.data is not None:
         update["data"] = result.data
+    if result.objective is not None and result.outcome == "done":
+        update["objective"] = result.objective
     if result.evaluation is not None:
         update["evaluation"] = result.evaluation
         share = _shown_accuracy(spec, result.evaluation.accuracy)

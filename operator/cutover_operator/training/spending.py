@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from cutover.api.trainingrun import DataSummary, PodUse, TrainingRunSpec
+from cutover_operator.training.halving import cost_epochs, ladder
 from cutover_operator.training.observed import PodSeen
 
 GRAIN_SECONDS = 30.0
@@ -29,10 +30,21 @@ def gpu_seconds(pod: PodSeen, now: datetime) -> float:
     return running // GRAIN_SECONDS * GRAIN_SECONDS * pod.gpus
 
 
-def counted(known: Sequence[PodUse], pods: Iterable[PodSeen], now: datetime) -> list[PodUse]:
-    """The ledger with what is seen now. A figure never falls; the oldest pods that are gone are folded into one line."""
+def counted(
+    known: Sequence[PodUse],
+    pods: Iterable[PodSeen],
+    now: datetime,
+    trials: Mapping[str, float] | None = None,
+) -> list[PodUse]:
+    """The ledger with what is seen now. A figure never falls; the oldest pods that are gone are folded into one line.
+
+    `trials`: GPU-seconds on the accounts of the runs a search has made, by uid of the run.
+    """
     uses = {use.uid: use.gpu_seconds for use in known}
-    live = set()
+    live = set(trials or {})
+    for uid, seconds in (trials or {}).items():
+        if seconds > 0:
+            uses[uid] = max(uses.get(uid, 0.0), round(seconds, 1))
     for pod in pods:
         live.add(pod.uid)
         seconds = gpu_seconds(pod, now)
@@ -57,5 +69,8 @@ def hours_text(seconds: float) -> str:
 
 
 def forecast_seconds(spec: TrainingRunSpec, data: DataSummary) -> float:
-    """GPU-seconds the training alone would take on A100s."""
-    return data.train * spec.fine_tune.epochs / SAMPLES_PER_GPU_SECOND
+    """GPU-seconds the training, or the whole search, would take on A100s."""
+    epochs = float(spec.fine_tune.epochs)
+    if spec.tuning is not None:
+        epochs = cost_epochs(ladder(spec.tuning.trials, spec.fine_tune.epochs, spec.tuning.scheduler))
+    return data.train * epochs / SAMPLES_PER_GPU_SECOND

@@ -8,6 +8,7 @@ from cutover.api.trainingrun import Progress, TrainingRun
 from cutover.task import Task
 from cutover_operator.port import Object
 from cutover_operator.training.observed import JobSeen, PodSeen
+from cutover_operator.training.trials import TrialSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class World:
     jobs: tuple[JobSeen, ...] = ()
     pods: tuple[PodSeen, ...] = ()
     config_maps: tuple[str, ...] = ()
+    trials: tuple[TrialSeen, ...] = ()
+    """Runs that a search has made."""
     progress: Progress | None = None
     """Of the running stage, read from its log just now."""
 
