@@ -18,6 +18,9 @@ import fsspec
 from cutover_trainer.outcome import BadInput
 
 SCHEMES = ("file", "s3", "gs")
+CONFLICT = "ConditionalRequestConflict"
+"""S3's answer when two conditional puts of one name meet: neither is decided yet, and the loser has to ask again."""
+CONFLICT_TRIES = 5
 
 
 class ArtifactStore:
@@ -80,15 +83,7 @@ class ArtifactStore:
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """False when the name was there already; the older content stays."""
         if self._local is None:
-            try:
-                self._files.pipe_file(self._path(name), data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno == errno.EEXIST or "PreconditionFailed" in str(error) or "412" in str(error):
-                    return False
-                raise
-            return True
+            return self._created_object(self._path(name), data)
         part = self._written_part(name, data)
         try:
             os.link(part, self._local / name)
@@ -97,6 +92,23 @@ class ArtifactStore:
         finally:
             part.unlink()
         return True
+
+    def _created_object(self, path: str, data: bytes) -> bool:
+        """S3: If-None-Match: *, Google: ifGenerationMatch=0; the server decides between two writers."""
+        for number in range(CONFLICT_TRIES):
+            try:
+                self._files.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if CONFLICT in str(error) and number + 1 < CONFLICT_TRIES:
+                    continue
+                if error.errno == errno.EEXIST or "PreconditionFailed" in str(error):
+                    return False
+                raise
+            else:
+                return True
+        raise AssertionError("unreachable")
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder; absent is fine."""
