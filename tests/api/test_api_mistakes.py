@@ -170,7 +170,7 @@ TRAINING_MISTAKES = [
     wrong("synthetic mostly", {"spec.dataset.synthetic": {"maxShare": 0.6}}, "synthetic.maxShare", "less than or equal to 0.5"),
     wrong("synthetic by http", {"spec.dataset.synthetic": {"uri": "https://x/rows"}}, "synthetic.uri", "(s3|gs)://"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
-    wrong("queue", {"spec.compute.queueName": "gpu"}, "spec.compute.queueName", "not supported", "remove it"),
+    wrong("queue with a capital", {"spec.compute.queueName": "GPU"}, "spec.compute.queueName", "should match"),
 ]  # fmt: skip
 
 LATENCY_GATE = "spec.gates.1.limit"

@@ -35,5 +35,4 @@ class Unsupported:
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(TrainingRunSpec, "tuning", "!has(self.tuning)", "spec.tuning"),
     Unsupported(Compute, "nodes", "self.nodes == 1", "spec.compute.nodes above 1", "set 1 or remove it"),
-    Unsupported(Compute, "queueName", "self.queueName == ''", "spec.compute.queueName"),
 )

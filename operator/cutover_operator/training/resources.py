@@ -23,6 +23,7 @@ from cutover.contract import (
     LABEL_OWNER_KIND,
     LABEL_OWNER_NAME,
     LABEL_OWNER_UID,
+    LABEL_QUEUE,
     LABEL_STAGE,
     MANAGED_BY,
     NODE_LABEL_GPU_PRODUCT,
@@ -99,6 +100,7 @@ class Built:
 def build(attempt: Attempt) -> Built:
     config = yaml.safe_dump(stage_config(attempt).to_wire(), sort_keys=True, allow_unicode=True)
     template = _template(attempt)
+    queue = attempt.spec.compute.queue_name
     digest = _digest([attempt.uid, config, template])
     name = job_name(attempt.name, attempt.stage, attempt.number, digest)
     meta = {
@@ -113,8 +115,10 @@ def build(attempt: Attempt) -> Built:
     job = {
         "apiVersion": JOBS.api_version,
         "kind": JOBS.kind,
-        "metadata": meta,
+        "metadata": meta | {"labels": labels(attempt) | ({LABEL_QUEUE: queue} if queue else {})},
         "spec": {
+            # Kueue lets it go when there is room; until then it has no pod.
+            **({"suspend": True} if queue else {}),
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,

@@ -47,7 +47,7 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     spent = spending.spent_seconds(status.pods)
     status = status.model_copy(update={"gpu_hours": spending.hours_text(spent)})
     stage = current(status)
-    if stage is None or stage.state != "Running":
+    if stage is None or not stage.at_work:
         return Settled(status, {})
     job = job_of(world, stage)
     if job is None:
@@ -55,6 +55,9 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     pod = pod_of(world, job)
     if not job.active:
         return _ended(status, stage, judge(stage.name, job, pod), pod, spec, now)
+    state = "Queued" if job.suspended else "Running"
+    if stage.state != state:
+        status = with_stage(status, stage.model_copy(update={"state": state}))
     if pod is not None and pod.running and world.progress is not None:
         status = status.model_copy(
             update={"progress": world.progress, "progress_text": progress.text(world.progress)}
