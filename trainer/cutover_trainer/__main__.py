@@ -31,6 +31,7 @@ from cutover.stages import StageConfig, StageName, StageResult, done_file
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import digest_of
 from cutover_trainer.outcome import BadInput, StageEnded
+from cutover_trainer.processors import keep_torch_out
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path(STAGE_CONFIG_PATH), help="StageConfig as YAML")
     parsed = parser.parse_args(arguments)
     stages: list[StageName] = list(STAGES) if parsed.stage == ALL else [parsed.stage]
+    if arguments is None and parsed.stage == "prepare":
+        # A process of its own that will never train: it needs the processor, not torch's memory.
+        keep_torch_out()
     try:
         config = _read_config(parsed.config)
     except BadInput as error:

@@ -1,4 +1,4 @@
-"""Loads models, processors and adapters through the Hugging Face classes, on the device and in the precision that fit.
+"""Loads models and adapters through the Hugging Face classes, on the device and in the precision that fit.
 
 The code that loads llava-hf/llava-1.5-7b-hf loads a test model of a megabyte: nothing here knows a size.
 """
@@ -13,13 +13,11 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
-from cutover.api.trainingrun import Family, FineTune, Lora
-from cutover_trainer.encoding import Encoder
+from cutover.api.trainingrun import FineTune, Lora
 from cutover_trainer.joblog import log
 from cutover_trainer.outcome import BadInput, StageFailed
-from cutover_trainer.processor_checks import processor_mistakes
 
 _LANGUAGE_LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2"
 _VISION_LINEARS = "q_proj|k_proj|v_proj|out_proj|qkv|projection|fc1|fc2"
@@ -72,30 +70,6 @@ def choose_hardware(
     return Hardware(
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), dtype, dtype is torch.float16
     )
-
-
-def load_processor(folder: Path) -> Any:
-    return AutoProcessor.from_pretrained(folder, local_files_only=True)
-
-
-def load_encoder(folder: Path, family: Family) -> Encoder:
-    """Processor and limits of a model; reads no weights."""
-    try:
-        processor = load_processor(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            "BaseModelUnreadable", f"baseModel.uri: no usable processor in the model: {error}"[:600]
-        ) from None
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    mistakes = processor_mistakes(processor, config, family)
-    if mistakes:
-        raise BadInput(
-            "BaseModelInconsistent",
-            f"baseModel.uri: {'; '.join(mistakes)}: correct the files of the model or use another revision"[
-                :600
-            ],
-        )
-    return Encoder(processor, config, family)
 
 
 def load_base(folder: Path, hardware: Hardware) -> Any:

@@ -28,8 +28,9 @@ from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.learner import Learner
 from cutover_trainer.loss_curve import label_entropy, nothing_learnt
 from cutover_trainer.manifest import digest_of, fetch_folder
-from cutover_trainer.models import adapter_layers, choose_hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.models import adapter_layers, choose_hardware, load_base, with_new_adapter
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.schedule import Schedule, views_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
