@@ -56,6 +56,17 @@ def test_the_registrys_credentials_reach_the_pods() -> None:
     assert "imagePullSecrets" not in pod_of(built())
 
 
+def test_several_gpus_train_and_one_evaluates() -> None:
+    spec = {"compute": {"gpus": 4}}
+    gpus = {
+        stage: pod_of(built(stage, **spec))["containers"][0]["resources"]
+        .get("limits", {})
+        .get("nvidia.com/gpu")
+        for stage in ("prepare", "train", "evaluate", "register")
+    }
+    assert gpus == {"prepare": None, "train": "4", "evaluate": "1", "register": None}
+
+
 def test_a_job_of_a_queue_is_left_to_kueue() -> None:
     one = built(compute={"gpus": 1, "queueName": "gpus"})
     assert one.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"

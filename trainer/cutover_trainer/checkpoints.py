@@ -22,8 +22,9 @@ from safetensors.torch import save as save_tensors
 from cutover.stages import CHECKPOINT_FOLDER
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import MANIFEST_FILE, commit_once, read_manifest, sha256_of
-from cutover_trainer.outcome import Interrupted
+from cutover_trainer.outcome import Interrupted, StageFailed
 from cutover_trainer.storage import ArtifactStore
+from cutover_trainer.team import Team
 
 KEPT = 2
 _NAME = re.compile(rf"{CHECKPOINT_FOLDER}/(step-\d{{8}}(?:\.\d+)?)/")
@@ -86,26 +87,42 @@ class Checkpoints:
         log("checkpoint", step=state.step)
         self._prune(name)
 
-    def resume(self, parameters: dict[str, Any], optimizer: Any, scaler: Any) -> TrainingState:
-        """State of the newest whole checkpoint, loaded into the arguments; a fresh state when there is none."""
+    def resume(
+        self, parameters: dict[str, Any], optimizer: Any, scaler: Any, team: Team | None = None
+    ) -> TrainingState:
+        """State of the newest whole checkpoint, loaded into the arguments; a fresh state when there is none. The leader
+        of a team chooses for all."""
+        team = team or Team()
+        name, files = self._newest() if team.leads else ("", {})
+        name = team.told(name)
+        if not name:
+            return TrainingState()
+        found = files or self._verified(name)
+        if found is None:
+            raise StageFailed(
+                "CheckpointUnreadable", f"checkpoint {name} was whole for one worker and is not for another"
+            )
+        weights = load_tensors(found["adapter.safetensors"])
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(weights[key])
+        rest = torch.load(io.BytesIO(found["optimizer.pt"]), weights_only=True)
+        optimizer.load_state_dict(rest["optimizer"])
+        scaler.load_state_dict(rest["scaler"])
+        state = TrainingState(**json.loads(found["state.json"]))
+        log("resumed", step=state.step)
+        return state
+
+    def _newest(self) -> tuple[str, dict[str, bytes]]:
+        """Name and files of the newest whole checkpoint; empty when there is none."""
         for name in reversed(self._names()):
             files = self._verified(name)
-            if files is None:
-                log("checkpointIgnored", name=name)
-                if self._committed(name):
-                    self._passed_over.add(name)
-                continue
-            weights = load_tensors(files["adapter.safetensors"])
-            with torch.no_grad():
-                for key, parameter in parameters.items():
-                    parameter.copy_(weights[key])
-            rest = torch.load(io.BytesIO(files["optimizer.pt"]), weights_only=True)
-            optimizer.load_state_dict(rest["optimizer"])
-            scaler.load_state_dict(rest["scaler"])
-            state = TrainingState(**json.loads(files["state.json"]))
-            log("resumed", step=state.step)
-            return state
-        return TrainingState()
+            if files is not None:
+                return name, files
+            log("checkpointIgnored", name=name)
+            if self._committed(name):
+                self._passed_over.add(name)
+        return "", {}
 
     def _free_name(self, step: int) -> str:
         """The first folder of the step that was not passed over."""

@@ -121,5 +121,7 @@ def fetch_folder(store: ArtifactStore, name: str, scratch: Path) -> tuple[Path, 
     folder = store.local_path(name)
     if folder is None:
         folder = scratch / name
+        if not damaged_files(folder, manifest):
+            return folder, manifest  # another worker of this machine has fetched it
         store.download(name, folder)
     return None if damaged_files(folder, manifest) else (folder, manifest)

@@ -41,7 +41,8 @@ def choose_hardware(
     precision: Literal["auto", "bf16", "fp16", "fp32"], gpus: int, weights_bytes: int
 ) -> Hardware:
     """Raises BadInput when the card cannot do what the spec asks for, StageFailed when a card is missing."""
-    if gpus == 0 or not torch.cuda.is_available():
+    device = chosen_device(gpus)
+    if device.type == "cpu":
         if gpus > 0 and weights_bytes > MAX_WEIGHTS_BYTES_WITHOUT_GPU:
             raise StageFailed(
                 "NoGpu",
@@ -55,7 +56,7 @@ def choose_hardware(
         torch.set_num_threads(int(os.environ.get("CUTOVER_THREADS", "1")))
         if precision == "fp16":
             raise BadInput("PrecisionUnsupported", "fineTune.precision: fp16 needs a GPU; use auto or fp32")
-        return Hardware(torch.device("cpu"), torch.bfloat16 if precision == "bf16" else torch.float32, False)
+        return Hardware(device, torch.bfloat16 if precision == "bf16" else torch.float32, False)
     native = torch.cuda.get_device_capability() >= _BFLOAT16_CAPABILITY
     if precision == "bf16" and not native:
         name = torch.cuda.get_device_name()
@@ -67,9 +68,14 @@ def choose_hardware(
     }
     dtype = kind.get(precision, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = True
-    return Hardware(
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), dtype, dtype is torch.float16
-    )
+    return Hardware(device, dtype, dtype is torch.float16)
+
+
+def chosen_device(gpus: int) -> Any:
+    """This worker's card, or the CPU where the run asks for none or the pod sees none."""
+    if gpus == 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def load_base(folder: Path, hardware: Hardware) -> Any:

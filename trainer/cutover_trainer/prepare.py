@@ -103,11 +103,11 @@ def _check_settings(config: StageConfig) -> None:
     if mistakes:
         # Said before a GPU is asked for, although the gates are used last.
         raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
-    compute = config.spec.compute
-    if compute.gpus * compute.nodes > 1:
+    if config.spec.compute.nodes > 1:
         raise BadInput(
-            "SeveralGpus",
-            f"compute.gpus: {compute.gpus} on {compute.nodes} nodes; a run is trained on one GPU: set gpus and nodes to 1",
+            "SeveralNodes",
+            f"compute.nodes: {config.spec.compute.nodes}; a run is trained in one pod: set nodes to 1 and compute.gpus to "
+            "the GPUs it shall have",
         )
 
 

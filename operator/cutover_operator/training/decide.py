@@ -23,7 +23,7 @@ from cutover_operator.port import CONFIG_MAPS, JOBS
 from cutover_operator.training import report, spending
 from cutover_operator.training.observed import JobSeen, PodSeen
 from cutover_operator.training.report import Standing
-from cutover_operator.training.resources import GPU_STAGES, NAME_LIMIT, Attempt, build, needs
+from cutover_operator.training.resources import NAME_LIMIT, Attempt, build, gpus_of, needs
 from cutover_operator.training.settle import current, job_of, pod_of, settle, with_stage
 from cutover_operator.training.world import NoTask, World
 
@@ -54,7 +54,7 @@ class Situation:
 
     @property
     def gpus(self) -> int:
-        return self.spec.compute.gpus if self.stage.name in GPU_STAGES else 0
+        return gpus_of(self.spec, self.stage.name)
 
     @property
     def spent_seconds(self) -> float:

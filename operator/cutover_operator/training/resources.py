@@ -51,7 +51,6 @@ GRACE_SECONDS = 60
 """Enough for one checkpoint of an adapter."""
 DEADLINE_SLACK_SECONDS = 300
 """The trainer stops by itself when its GPU time is used; this is for one that does not."""
-GPU_STAGES: frozenset[Stage] = frozenset({"train", "evaluate"})
 CONTAINER = "trainer"
 REQUESTS: dict[Stage, dict[str, str]] = {
     "prepare": {"cpu": "250m", "memory": "1Gi"},
@@ -193,6 +192,12 @@ def stage_config(attempt: Attempt) -> StageConfig:
     )
 
 
+def gpus_of(spec: TrainingRunSpec, stage: Stage) -> int:
+    """GPUs of a stage's pod. Answers are generated on one, however many have trained."""
+    most = {"train": spec.compute.gpus, "evaluate": 1}.get(stage, 0)
+    return min(most, spec.compute.gpus)
+
+
 def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
     """What a stage's pod cannot start without, in words."""
     source, mlflow = spec.dataset.source, spec.registry.mlflow
@@ -215,7 +220,7 @@ def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
 
 def _template(attempt: Attempt) -> Object:
     spec = attempt.spec
-    gpus = spec.compute.gpus if attempt.stage in GPU_STAGES else 0
+    gpus = gpus_of(spec, attempt.stage)
     volumes, mounts = _volumes(attempt)
     container = {
         "image": attempt.image,
