@@ -58,8 +58,8 @@ bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kind
 	$(RUN)/python -m bench.train_damage
 
 .PHONY: soak-interrupt
-soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
-	$(RUN)/python -m soak.interrupt
+soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone; PODS=5 on the node
+	$(RUN)/python -m soak.interrupt $(if $(PODS),--pods $(PODS))
 
 .PHONY: demo
 demo: setup ## From nothing to a promoted model and two stopped ones, on a real node
