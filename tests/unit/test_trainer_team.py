@@ -7,10 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,13 @@ import torch
 import yaml
 
 from cutover.contract import ExitCode
-from cutover.stages import StageResult
+from cutover_trainer.__main__ import main as stage_main
 from cutover_trainer.row_dropout import Draw, RowDropout
 from fakes.training_example import rows, run_stage, stage_document, write_rows
 
-FINE_TUNE = {"learningRate": 2e-3, "epochs": 3, "batchSize": 5}
-"""29 training rows in batches of 5: two workers' parts differ in size, and the last batch has four rows."""
+FINE_TUNE = {"learningRate": 2e-3, "epochs": 6, "batchSize": 5}
+"""24 training rows in batches of 5: two workers' parts differ in size, and the last batch of an epoch has four rows."""
+STEPS = 30
 DEADLINE_SECONDS = 240.0
 
 
@@ -134,42 +132,26 @@ def test_a_signal_to_one_worker_stops_all_with_one_checkpoint_and_others_go_on(
     os.kill(pid, signal.SIGTERM)
     assert team.end() == [ExitCode.INTERRUPTED] * 2
     stopped_at = whole_steps(workspace)[-1]
-    assert 0 < stopped_at < 18
+    assert 0 < stopped_at < STEPS
     # One worker goes on where two have left: the number is no part of the run.
     code, result = run_stage("train", document(workspace), workspace)
     assert code == ExitCode.DONE, result.message
     assert_same_losses(workspace, alone)
 
 
-@pytest.fixture
-def launched(workspace: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A stage as a pod runs it: one process, which starts the workers."""
-    (workspace / "stage.yaml").write_text(yaml.safe_dump(document(workspace, gpus=2)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cutover_trainer", "train", "--config", str(workspace / "stage.yaml")],
-        env={
-            **os.environ,
-            "CUTOVER_TERMINATION_LOG": str(workspace / "termination.json"),
-            "CUTOVER_CHECKPOINT_SECONDS": "0",
-        },
-        stdout=subprocess.DEVNULL,
-    )
-    yield process
-    process.kill()
-    process.wait()
+def test_several_gpus_are_left_to_the_launcher(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/chaos/test_chaos_workers.py` really starts them."""
+    started: list[Any] = []
 
+    def run_workers(command: list[str], count: int, *_: Any) -> int:
+        started.append((command[1:4], count))
+        return 75
 
-@pytest.mark.timeout(600)
-def test_the_pods_signal_reaches_every_worker(workspace: Path, launched: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not whole_steps(workspace):
-        assert launched.poll() is None, (workspace / "termination.json").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    launched.terminate()
-    assert launched.wait(DEADLINE_SECONDS) == ExitCode.INTERRUPTED
-    result = StageResult.model_validate_json((workspace / "termination.json").read_text())
-    assert (result.outcome, result.reason) == ("interrupted", "Interrupted")
+    monkeypatch.setattr("cutover_trainer.__main__.run_workers", run_workers)
+    config = workspace / "stage.yaml"
+    config.write_text(yaml.safe_dump(document(workspace, gpus=2)))
+    assert stage_main(["train", "--config", str(config)]) == ExitCode.INTERRUPTED
+    assert started == [(["-m", "cutover_trainer", "train"], 2)]
     assert not (workspace / "run/DONE-train.json").exists()
 
 
