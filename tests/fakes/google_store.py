@@ -108,8 +108,8 @@ class Objects:
             parts.append(
                 f"--{boundary}\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status} x\r\n\r\n{text.decode()}\r\n"
             )
-        text = "".join(parts) + f"--{boundary}--"
-        return 200, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, text.encode()
+        whole = "".join(parts) + f"--{boundary}--"
+        return 200, {"Content-Type": f"multipart/mixed; boundary={boundary}"}, whole.encode()
 
     def _about(self, name: str) -> dict[str, Any]:
         generation, data = self._held[name]
