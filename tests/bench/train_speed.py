@@ -31,7 +31,7 @@ WAYS = {
     "views-2": "this trainer, 2 fixed views",
     "views-1": "this trainer, 1 fixed view",
 }
-BASES = {"small": "the test base", "tower": "a base whose tower is half of the work"}
+BASES = {"small": "the test base", "tower": "a base with a large tower"}
 ACCURACY = 0.88
 ACCURACY_RATE = 2e-3
 ACCURACY_EPOCHS = 4

@@ -1,5 +1,5 @@
 """Vision towers and what reusing their features can save: shares of the work reckoned from published sizes, and a base
-model whose tower is as much work as its language model."""
+model whose tower is nearly half of a step."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ PUBLISHED = (
 
 
 def tower_heavy_base(folder: Path) -> Path:
-    """The test base with a deeper and wider tower of random weights: about as much work as its language model's step, as
-    in models that pool a tower's features before the language model reads them."""
+    """The test base with a deeper and wider tower of random weights, which is nearly half of a step: a share as in models
+    that pool a tower's features before the language model reads them."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 

@@ -9,6 +9,7 @@ Prints one line that begins with @@ and holds the figures as JSON.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -58,6 +59,8 @@ class Spent:
     def watch(self, target: Any, name: str) -> None:
         inner = getattr(target, name)
 
+        # transformers reads the signature to know what a model takes.
+        @functools.wraps(inner)
         def timed(*args: Any, **kwargs: Any) -> Any:
             started, self._depth = time.process_time(), self._depth + 1
             try:
@@ -154,9 +157,11 @@ def _share_right(model: Any, data: Data) -> Callable[[], float]:
     from cutover.task import Unreadable, read_answer
     from cutover_trainer.generate import Answerer
     from cutover_trainer.models import Hardware
+    from fakes.training_example import task
 
     hardware = Hardware(torch.device("cpu"), torch.float32, False)
-    answerer = Answerer(model, data.encoder, data.prepared, hardware, MAX_ANSWER_TOKENS)
+    asked = task().model_copy(update={"max_answer_tokens": MAX_ANSWER_TOKENS})
+    answerer = Answerer(model, data.encoder, data.prepared, hardware, asked)
 
     def share() -> float:
         was_training, state = model.training, torch.get_rng_state()
@@ -164,8 +169,8 @@ def _share_right(model: Any, data: Data) -> Callable[[], float]:
         right = 0
         for start in range(0, len(data.validation), 32):
             chosen = data.validation[start : start + 32]
-            for example, text in zip(chosen, answerer.answers(chosen), strict=True):
-                said = read_answer(text)
+            for example, answer in zip(chosen, answerer.answers(chosen), strict=True):
+                said = read_answer(answer.text)
                 right += (
                     not isinstance(said, Unreadable) and said.get("damageType") == example.truth["damageType"]
                 )
