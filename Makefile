@@ -59,8 +59,8 @@ bench-damage: setup ## Accuracy on unseen damage pictures, three seeds, two kind
 	$(RUN)/python -m bench.train_damage
 
 .PHONY: soak-interrupt
-soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone
-	$(RUN)/python -m soak.interrupt
+soak-interrupt: setup ## One training killed and stopped at 30 random moments equals one left alone; PODS=5 on the node
+	$(RUN)/python -m soak.interrupt $(if $(PODS),--pods $(PODS))
 
 .PHONY: soak-search
 soak-search: setup ## Nine settings searched twice on the node, once with the operator killed; the same winner

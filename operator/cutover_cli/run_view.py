@@ -11,7 +11,7 @@ from cutover_cli.layout import age, columns, condition_rows, event_rows, fields,
 from cutover_operator.rollout.wording import number
 
 Object = Mapping[str, Any]
-STATE_MARK = {"Done": "✔", "Failed": "✖", "Running": "●", "Waiting": "…", "Pending": "○"}
+STATE_MARK = {"Done": "✔", "Failed": "✖", "Running": "●", "Queued": "…", "Waiting": "…", "Pending": "○"}
 
 
 def status_of(obj: Object) -> TrainingRunStatus:

@@ -196,7 +196,7 @@ TRAINING_MISTAKES = [
     wrong("a trial that searches", search(learningRate=RATES) | {"spec.trial": TRIAL}, "spec.trial", "remove it"),
     wrong("a trial out of its folder", {"spec.trial": {**TRIAL, "folder": "../../other"}}, "trial.folder", "should match"),
     wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
-    wrong("queue", {"spec.compute.queueName": "gpu"}, "spec.compute.queueName", "not supported", "remove it"),
+    wrong("queue with a capital", {"spec.compute.queueName": "GPU"}, "spec.compute.queueName", "should match"),
 ]  # fmt: skip
 
 LATENCY_GATE = "spec.gates.1.limit"

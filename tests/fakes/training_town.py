@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cutover.contract import LABEL_STAGE, ExitCode
+from cutover.contract import LABEL_QUEUE, LABEL_STAGE, ExitCode
 from cutover_operator.loop import Loop
 from cutover_operator.plan import Key
 from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Conflict, Kube, KubeError, Object
@@ -94,6 +94,8 @@ class Town:
     spec: dict[str, Any] = field(default_factory=dict)
     behave: dict[str, list[Ending]] = field(default_factory=dict)
     clock: datetime = START
+    admitting: bool = True
+    """Kueue: whether there is room in the queue. Jobs without one are none of its business."""
     kube: FakeKube = field(init=False)
     loop: Loop = field(init=False)
     next_pass_at: datetime = field(init=False)
@@ -194,18 +196,31 @@ class Town:
     def play(self) -> bool:
         """One round of the Job controller and the kubelet; whether anything changed."""
         before = self.kube.version
+        for job in self.kube.each(JOBS):
+            self._admit(job)
         for pod in self.kube.each(PODS):
             self._live(pod)
         for job in self.kube.each(JOBS):
             self._control(job)
         return self.kube.version != before
 
+    def _admit(self, job: Object) -> None:
+        if LABEL_QUEUE not in job["metadata"]["labels"] or job["spec"].get("suspend") is not self.admitting:
+            return
+        name = job["metadata"]["name"]
+        self.kube.edit(JOBS, NAMESPACE, name, lambda obj: obj["spec"].update(suspend=not self.admitting))
+
     def _control(self, job: Object) -> None:
         meta = job["metadata"]
         if job.get("status", {}).get("conditions"):
             return
         pods = [pod for pod in self.kube.each(PODS) if pod["metadata"]["labels"][LABEL_JOB] == meta["name"]]
-        if not pods and not job.get("status", {}).get("active"):
+        if job["spec"].get("suspend"):
+            for pod in pods:
+                self.kube.vanish(PODS, NAMESPACE, pod["metadata"]["name"])
+            if job.get("status", {}).get("active"):
+                self.kube.set_status(JOBS, NAMESPACE, meta["name"], {"active": 0})
+        elif not pods and not job.get("status", {}).get("active"):
             self._start(job)
         elif not pods:
             self._finish(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")

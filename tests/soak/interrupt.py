@@ -98,16 +98,18 @@ class Training:
 
     def whole_checkpoints(self) -> list[int]:
         """Steps whose every file is what its manifest says, lowest first."""
-        folders = sorted((self.run / "checkpoints").glob("step-*"))
-        return [int(folder.name.removeprefix("step-")) for folder in folders if _is_whole(folder)]
+        return sorted(_step(folder) for folder in self._checkpoints() if _is_whole(folder))
+
+    def _checkpoints(self) -> list[Path]:
+        return list((self.run / "checkpoints").glob("step-*"))
 
     def tear_newest(self) -> None:
         """What a machine that loses power leaves: a file cut short under a whole manifest, a folder without one."""
-        newest = self.run / f"checkpoints/step-{self.whole_checkpoints()[-1]:08d}"
-        torn = newest / "optimizer.pt"
+        newest = max(filter(_is_whole, self._checkpoints()), key=_step)
+        torn = next(newest.rglob("optimizer.pt"))
         torn.write_bytes(torn.read_bytes()[:-9])
         later = newest.with_name("step-99999999")
-        later.mkdir()
+        later.mkdir(exist_ok=True)
         (later / "state.json").write_text('{"step": 99999999')
 
     def weights(self) -> bytes:
@@ -116,6 +118,11 @@ class Training:
     def curves(self) -> dict[str, Any]:
         curves: dict[str, Any] = json.loads((self.run / "training.json").read_bytes())
         return curves
+
+
+def _step(folder: Path) -> int:
+    """`step-00000012`, or `step-00000012.1` where the first was torn."""
+    return int(folder.name.removeprefix("step-").partition(".")[0])
 
 
 def _is_whole(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import Any
 
 from cluster import clusters
@@ -17,9 +18,11 @@ from demo.stack import Stack
 
 NAMESPACE = "cutover-soak"
 ROWS = 480
-EPOCHS = 12
+EPOCHS = 20
 RUNS = ("left-alone", "disturbed")
 TIMEOUT_SECONDS = 3600.0
+SHARE_WHILE_STARTING = 0.3
+"""Of the deletions; the others come when the pod has taken steps, for most of its life is import and load."""
 
 
 def delete_pods(times: int, seed: int) -> int:
@@ -66,12 +69,23 @@ def _disturb(stack: Stack, name: str, times: int, chance: random.Random) -> list
         fresh = [pod for pod in pods if pod["metadata"]["uid"] not in deleted]
         return next((pod for pod in fresh if pod["status"].get("phase") == "Running"), None)
 
+    def trains(pod: str) -> bool:
+        return '"progress"' in stack.kube.run("logs", pod)
+
     for _ in range(times):
         pod = stack.kube.wait("a running train pod", running, TIMEOUT_SECONDS)
-        time.sleep(chance.uniform(0, 20))  # the random moment itself
-        stack.kube.run("delete", "pod", pod["metadata"]["name"], "--timeout=120s")
+        if chance.random() < SHARE_WHILE_STARTING:
+            time.sleep(chance.uniform(0, 10))
+        else:
+            stack.kube.wait("its first step", partial(trains, name_of(pod)), TIMEOUT_SECONDS)
+            time.sleep(chance.uniform(0, 5))
+        stack.kube.run("delete", "pod", name_of(pod), "--timeout=120s")
         deleted.append(pod["metadata"]["uid"])
     return deleted
+
+
+def name_of(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["name"])
 
 
 def _problems(alone: dict[str, Any], disturbed: dict[str, Any], deleted: list[str]) -> list[str]:

@@ -25,7 +25,8 @@ from cutover_trainer.adapter_facts import AdapterFacts
 from cutover_trainer.base_model import base_digest
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
 from cutover_trainer.generate import Answer, Answerer
-from cutover_trainer.models import Hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.models import Hardware, load_base, with_new_adapter
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.storage import ArtifactStore
 from fakes import sample_models, training_example
 

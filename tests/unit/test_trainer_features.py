@@ -12,7 +12,8 @@ from cutover_trainer.encoding import Encoder
 from cutover_trainer.examples import PreparedData, open_prepared
 from cutover_trainer.frozen_features import reusable
 from cutover_trainer.learner import Learner
-from cutover_trainer.models import Hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.models import Hardware, load_base, with_new_adapter
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.schedule import Schedule
 from cutover_trainer.storage import ArtifactStore
 from fakes.training_example import BASE_MODEL, rows, run_stage, stage_document, write_rows

@@ -126,7 +126,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     workspace: Path, killed_at: int, undisturbed: tuple[Path, StageResult]
 ) -> None:
     newest = workspace / f"run/checkpoints/step-{killed_at:08d}"
-    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-7])
+    torn = next(newest.rglob("optimizer.pt"))
+    torn.write_bytes(torn.read_bytes()[:-7])
     later = workspace / f"run/checkpoints/step-{killed_at + 1:08d}"
     later.mkdir(exist_ok=True)
     (later / "state.json").write_text("{")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +219,32 @@ def test_artifacts_of_another_specification_are_not_taken_for_ones_own(tmp_path:
     prepare(tmp_path, rows(24))
     code, result, _ = prepare(tmp_path, rows(24), dataset={"seed": 9})
     assert (code, result.reason) == (ExitCode.BAD_INPUT, "ArtifactsOfAnotherSpec")
+
+
+def test_a_process_that_only_prepares_does_without_torch_and_makes_the_same_data(tmp_path: Path) -> None:
+    """transformers has two picture processors, with torch and without; their data must not differ."""
+    (tmp_path / "here").mkdir()
+    _, here, _ = prepare(tmp_path / "here", rows(24))
+    document = stage_document(tmp_path / "run", write_rows(tmp_path / "rows.jsonl", rows(24)))
+    (tmp_path / "stage.yaml").write_text(json.dumps(document))
+    code = (
+        "import sys\n"
+        "sys.argv = ['cutover-trainer', 'prepare', '--config', sys.argv[1]]\n"
+        "from cutover_trainer.__main__ import main\n"
+        "code = main()\n"
+        "loaded = [name for name in sys.modules if name.partition('.')[0] in ('torch', 'torchvision', 'peft')]\n"
+        "print('loaded:', [name for name in loaded if sys.modules[name] is not None])\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "stage.yaml")],
+        env={**os.environ, "CUTOVER_TERMINATION_LOG": str(tmp_path / "termination.json")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+    result = StageResult.model_validate_json((tmp_path / "termination.json").read_text())
+    assert result.data is not None
+    assert result.data == here.data

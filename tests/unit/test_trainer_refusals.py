@@ -25,8 +25,8 @@ from PIL import Image
 from cutover.contract import ExitCode
 from cutover.stages import StageResult
 from cutover_trainer.encoding import Encoder, Unencodable
-from cutover_trainer.models import load_encoder
 from cutover_trainer.outcome import BadInput
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.refused import REMEDIES
 from fakes import sample_models, training_example
 from fakes.training_example import BASE_MODEL, http_service, pictures, run_stage, stage_document, write_rows

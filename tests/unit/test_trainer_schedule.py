@@ -28,7 +28,8 @@ def test_a_fresh_schedule_draws_the_same() -> None:
     assert one.view(20, wanted) == one.view(14, wanted) == 1
     assert one.distortion(1, 7, wanted) == two.distortion(1, 7, wanted)
     assert one.distortion(1, 7, wanted) != one.distortion(2, 7, wanted)
-    assert one.dropout_seed(3, 0) != one.dropout_seed(4, 0) != one.dropout_seed(4, 1)
+    assert one.dropout_seed(3) == two.dropout_seed(3) != one.dropout_seed(4)
+    assert one.dropout_seed(3) != Schedule(100, 8, 3, 6).dropout_seed(3)
     assert Schedule(100, 8, 3, 6).batch(0) != one.batch(0)
 
 

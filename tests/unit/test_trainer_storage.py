@@ -1,15 +1,18 @@
-"""One behaviour on local files and on S3: whole names, one winner, folders that are complete or absent."""
+"""One behaviour on local files, on S3 and on Google Cloud Storage: whole names, one winner, folders that are complete or absent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from cutover_trainer.manifest import commit_folder, fetch_folder, read_manifest
+from cutover_trainer.manifest import commit_folder, commit_once, fetch_folder, read_manifest
 from cutover_trainer.outcome import BadInput
 from cutover_trainer.storage import ArtifactStore
+from fakes.google_store import gcs_bucket
 from fakes.object_store import s3_bucket
 
 
@@ -19,11 +22,24 @@ def bucket() -> Iterator[str]:
         yield uri
 
 
-@pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+@pytest.fixture(scope="module")
+def google_bucket() -> Iterator[str]:
+    with gcs_bucket("artifacts") as uri:
+        yield uri
+
+
+@pytest.fixture(params=["file", "s3", "gs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URI of an empty folder."""
     if request.param == "file":
-        return ArtifactStore(f"file://{tmp_path}/run")
-    return ArtifactStore(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+        return f"file://{tmp_path}/run"
+    bucket = request.getfixturevalue("bucket" if request.param == "s3" else "google_bucket")
+    return f"{bucket}/{tmp_path.name}"
+
+
+@pytest.fixture
+def store(root: str) -> ArtifactStore:
+    return ArtifactStore(root)
 
 
 def test_what_was_put_is_there(store: ArtifactStore) -> None:
@@ -57,6 +73,35 @@ def test_only_the_first_put_if_absent_wins(store: ArtifactStore) -> None:
     assert not store.put_if_absent("DONE.json", b"second")
     assert store.get("DONE.json") == b"first"
     assert store.list() == ["DONE.json"]
+
+
+def test_of_many_writers_at_once_one_wins(root: str) -> None:
+    stores = [ArtifactStore(root) for _ in range(6)]
+    gate = Barrier(len(stores))
+
+    def put(number: int) -> bool:
+        gate.wait()
+        return stores[number].put_if_absent("DONE.json", f"writer {number}".encode())
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        won = list(pool.map(put, range(len(stores))))
+    assert sum(won) == 1
+    assert stores[0].get("DONE.json") == f"writer {won.index(True)}".encode()
+    assert stores[0].list() == ["DONE.json"]
+
+
+def test_of_two_writers_of_one_folder_one_wins_and_the_other_harms_nothing(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    first = commit_once(store, "step", "a", {"weights": b"one"}, {"step": 3})
+    assert first is not None
+    assert commit_once(store, "step", "b", {"weights": b"two"}, {"step": 3}) is None
+    found = fetch_folder(store, "step", tmp_path)
+    assert found is not None
+    assert found[1] == first
+    assert (found[0] / "a/weights").read_bytes() == b"one"
+    # The answer to its first request was lost, and the client has asked again.
+    assert commit_once(store, "step", "a", {"weights": b"one"}, {"step": 3}) == first
 
 
 def test_deleting_files_and_folders(store: ArtifactStore) -> None:

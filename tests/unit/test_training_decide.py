@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -252,6 +253,17 @@ def test_the_stages_own_words_come_first() -> None:
         ).kind
         == "failed"
     )
+
+
+def test_a_pod_on_its_way_out_is_counted_to_the_second() -> None:
+    """It may be gone at the next look; one that goes on running is counted in grains."""
+    at = START + timedelta(seconds=12.5)
+    seen = pod(job("train"), running=True, gpus=2, started_at=START)
+    assert spent_seconds(counted([], [seen], at)) == 0.0
+    leaving = replace(seen, delete_by=START + timedelta(seconds=70))
+    assert spent_seconds(counted([], [leaving], at)) == 25.0
+    # A node that does not answer holds the pod's object; its grace is what can be meant.
+    assert spent_seconds(counted([], [leaving], START + timedelta(hours=1))) == 140.0
 
 
 def test_folding_old_pods_keeps_the_sum() -> None:

@@ -56,6 +56,30 @@ def test_the_registrys_credentials_reach_the_pods() -> None:
     assert "imagePullSecrets" not in pod_of(built())
 
 
+def test_several_gpus_train_and_one_evaluates() -> None:
+    spec = {"compute": {"gpus": 4}}
+    gpus = {
+        stage: pod_of(built(stage, **spec))["containers"][0]["resources"]
+        .get("limits", {})
+        .get("nvidia.com/gpu")
+        for stage in ("prepare", "train", "evaluate", "register")
+    }
+    assert gpus == {"prepare": None, "train": "4", "evaluate": "1", "register": None}
+
+
+def test_a_job_of_a_queue_is_left_to_kueue() -> None:
+    one = built(compute={"gpus": 1, "queueName": "gpus"})
+    assert one.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert one.job["spec"]["suspend"] is True
+    # Kueue admits Jobs, not pods: a label on the pod would make a second workload of it.
+    assert "kueue.x-k8s.io/queue-name" not in one.job["spec"]["template"]["metadata"]["labels"]
+    seen = job_seen({**one.job, "metadata": {**one.job["metadata"], "uid": "u"}})
+    assert (seen.suspended, seen.queue, seen.active) == (True, "gpus", True)
+    plain = built().job
+    assert "suspend" not in plain["spec"]
+    assert "kueue.x-k8s.io/queue-name" not in plain["metadata"]["labels"]
+
+
 def test_prepare_and_register_take_no_gpu() -> None:
     for stage in ("prepare", "register"):
         pod = pod_of(built(stage, left=None))

@@ -221,6 +221,57 @@ async def test_suspend_gives_the_gpu_back_and_goes_on_afterwards() -> None:
     assert sum(one["gpuSeconds"] for one in town.status["pods"]) >= 60 + 60 + 60
 
 
+async def test_a_queued_run_waits_for_kueue_and_may_be_taken_back() -> None:
+    town = await opened(spec=with_compute(queueName="gpus"), behave={"train": [Ending(seconds=500)]})
+    town.admitting = False
+    await town.run_pass()
+    await town.step(3600)
+    assert town.kube.all(PODS) == []
+    assert town.stage("prepare")["state"] == "Queued"
+    assert town.status["reason"] == "Queued"
+    assert town.condition("DataReady") == ("Unknown", "StageQueued")
+    assert town.condition("Stalled")[0] == "False"
+
+    town.admitting = True
+    await town.until(lambda: town.jobs() == ["prepare-1", "train-1"])
+    await town.step(5)
+    await town.step(60)
+    assert town.stage("train")["state"] == "Running"
+    town.admitting = False
+    await town.step(15)
+    assert town.kube.all(PODS)[-1]["metadata"]["labels"]["cutover.dev/stage"] == "prepare"
+    assert town.stage("train")["state"] == "Queued"
+    assert "queue gpus" in next(c["message"] for c in town.status["conditions"] if c["type"] == "Reconciling")
+    spent = sum(one["gpuSeconds"] for one in town.status["pods"])
+    await town.step(7200)
+    assert sum(one["gpuSeconds"] for one in town.status["pods"]) == spent >= 60
+
+    town.admitting = True
+    await town.until(lambda: town.over)
+    assert town.condition("Succeeded")[0] == "True"
+    assert town.jobs() == ["prepare-1", "train-1", "evaluate-1", "register-1"]
+    assert (town.stage("train")["attempt"], town.stage("train")["failures"]) == (1, 0)
+
+
+async def test_a_queued_attempt_that_ends_with_a_checkpoint_is_queued_anew() -> None:
+    town = await opened(
+        spec=with_compute(queueName="gpus", maxAttempts=1), behave={"train": [INTERRUPTED, DONE]}
+    )
+    await town.until(lambda: town.over)
+    assert town.condition("Succeeded")[0] == "True"
+    assert town.jobs() == ["prepare-1", "train-1", "train-2", "evaluate-1", "register-1"]
+
+
+async def test_a_job_suspended_by_hand_is_told() -> None:
+    town = await opened()
+    await town.run_pass()
+    name = town.stage("prepare")["job"]
+    town.kube.edit(JOBS, NAMESPACE, name, lambda obj: obj["spec"].update(suspend=True))
+    await town.run_pass()
+    assert town.status["reason"] == "JobSuspended"
+    assert town.stage("prepare")["state"] == "Queued"
+
+
 async def test_no_attempt_starts_beside_a_pod_that_still_ends() -> None:
     town = await opened(behave={"train": [Ending(seconds=500), DONE]})
     await town.until(lambda: "train-1" in town.jobs())

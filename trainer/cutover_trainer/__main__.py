@@ -31,8 +31,10 @@ from cutover.stages import StageConfig, StageName, StageResult, done_file
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import digest_of
 from cutover_trainer.outcome import BadInput, StageEnded
+from cutover_trainer.processors import keep_torch_out
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
+from cutover_trainer.workers import SHARED_SCRATCH, is_leader, run_workers
 
 ALL = "all"
 CONFIG_DIGEST = "configDigest"
@@ -45,15 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path(STAGE_CONFIG_PATH), help="StageConfig as YAML")
     parsed = parser.parse_args(arguments)
     stages: list[StageName] = list(STAGES) if parsed.stage == ALL else [parsed.stage]
+    if arguments is None and parsed.stage == "prepare":
+        # A process of its own that will never train: it needs the processor, not torch's memory.
+        keep_torch_out()
     try:
         config = _read_config(parsed.config)
     except BadInput as error:
         return _ended(_result(stages[0], error), error.exit_code)
-    spec = config.spec.compute
-    stop = Stop(config.gpu_seconds_left, max(1, spec.gpus * spec.nodes))
+    gpus = config.spec.compute.gpus if "train" in stages else 1
+    stop = Stop(config.gpu_seconds_left, max(1, gpus))
     stop.listen()
     for stage in stages:
-        code = _run(stage, config, stop)
+        code = _run(stage, config, stop, parsed.config)
         if code != ExitCode.DONE:
             return code
     return ExitCode.DONE
@@ -72,19 +77,26 @@ def _read_config(path: Path) -> StageConfig:
         raise BadInput("InvalidConfig", f"{where}: {first['msg']}") from None
 
 
-def _run(stage: StageName, config: StageConfig, stop: Stop) -> ExitCode:
-    scratch = Path(tempfile.mkdtemp(prefix=f"cutover-{stage}-", dir=os.environ.get("CUTOVER_SCRATCH")))
+def _run(stage: StageName, config: StageConfig, stop: Stop, file: Path) -> int:
+    shared = os.environ.get(SHARED_SCRATCH)
+    scratch = Path(
+        shared or tempfile.mkdtemp(prefix=f"cutover-{stage}-", dir=os.environ.get("CUTOVER_SCRATCH"))
+    )
     try:
         store = ArtifactStore(config.artifacts)
         known = _done_before(stage, config, store)
         if known is not None:
             return _ended(known, ExitCode.DONE)
         log("stage", stage=stage, attempt=config.attempt)
+        if stage == "train" and config.spec.compute.gpus > 1 and shared is None:
+            command = [sys.executable, "-m", "cutover_trainer", stage, "--config", str(file.resolve())]
+            return run_workers(command, config.spec.compute.gpus, stop, scratch, _termination_log())
         done = _dispatch(stage, config, store, scratch, stop)
         done = done.model_copy(
             update={"details": {**done.details, CONFIG_DIGEST: config_digest(stage, config)}}
         )
-        store.put(done_file(stage), done.model_dump_json(by_alias=True, exclude_none=True).encode())
+        if is_leader():
+            store.put(done_file(stage), done.model_dump_json(by_alias=True, exclude_none=True).encode())
         return _ended(done, ExitCode.DONE)
     except StageEnded as ended:
         return _ended(_result(stage, ended), ended.exit_code)
@@ -95,7 +107,8 @@ def _run(stage: StageName, config: StageConfig, stop: Stop) -> ExitCode:
             StageResult(stage=stage, outcome="failed", reason="Unexpected", message=message), ExitCode.FAILED
         )
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if shared is None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _dispatch(
@@ -165,11 +178,14 @@ def _result(stage: StageName, ended: StageEnded) -> StageResult:
 def _ended(result: StageResult, code: ExitCode) -> ExitCode:
     log("result", **result.to_wire())
     message = termination_message(result)
-    target = Path(os.environ.get("CUTOVER_TERMINATION_LOG", TERMINATION_LOG))
     # Outside a pod there is none; the line above has said it.
     with contextlib.suppress(OSError):
-        target.write_text(message)
+        _termination_log().write_text(message)
     return code
+
+
+def _termination_log() -> Path:
+    return Path(os.environ.get("CUTOVER_TERMINATION_LOG", TERMINATION_LOG))
 
 
 def termination_message(result: StageResult) -> str:

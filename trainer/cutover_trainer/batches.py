@@ -84,6 +84,10 @@ class BatchBuilder:
     def answer_tokens(self, rows: Sequence[int]) -> int:
         return sum(len(self._encoded[row].answer_ids) for row in rows)
 
+    def places(self, rows: Sequence[int]) -> int:
+        """Token places of the longest."""
+        return max(len(self._encoded[row].prompt_ids) + len(self._encoded[row].answer_ids) for row in rows)
+
     def distorted(self, rows: Sequence[int], step: int, schedule: Schedule, wanted: Augmentation) -> Batch:
         """A training batch."""
         view = schedule.view(step, wanted)

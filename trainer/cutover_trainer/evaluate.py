@@ -28,9 +28,10 @@ from cutover_trainer.generate import Answerer
 from cutover_trainer.joblog import ProgressReporter
 from cutover_trainer.manifest import fetch_folder
 from cutover_trainer.measures import Judged
-from cutover_trainer.models import choose_hardware, load_adapter, load_base, load_encoder
+from cutover_trainer.models import choose_hardware, load_adapter, load_base
 from cutover_trainer.outcome import BadInput
 from cutover_trainer.previous_model import PreviousModel, fetch_previous
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.split import PARTS
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore

@@ -2,6 +2,7 @@
 
 The loss is the mean over the answer tokens of the whole batch, whatever the micro-batches. On a card that runs out of
 memory the micro-batch is halved, then activations are recomputed; only when one row does not fit is the run refused.
+A step is the same whoever takes part in it: each worker of the team computes its rows of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from cutover_trainer.batches import Batch, BatchBuilder
 from cutover_trainer.joblog import log
 from cutover_trainer.models import Hardware, trainable
 from cutover_trainer.outcome import BadInput
+from cutover_trainer.row_dropout import install
 from cutover_trainer.schedule import Schedule
+from cutover_trainer.team import Team
 
 MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.98)
@@ -32,8 +35,11 @@ class Learner:
         schedule: Schedule,
         settings: FineTune,
         augmentation: Augmentation,
+        team: Team | None = None,
     ) -> None:
         self.model = model
+        self._team = team or Team()
+        self._draw = install(model)
         self.parameters = trainable(model)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -52,7 +58,8 @@ class Learner:
         self._recomputes = False
 
     def step(self, step: int, builder: BatchBuilder, check: Callable[[], None]) -> float:
-        """Take a step and return its loss. `check` is called before each micro-batch and may raise: nothing changed then."""
+        """Take a step and return its loss. `check` is called before each micro-batch and may raise: nothing changed then.
+        In a team it must not: the others would wait."""
         rows = self._schedule.batch(step)
         while True:
             try:
@@ -60,6 +67,8 @@ class Learner:
                 break
             except torch.OutOfMemoryError:
                 self._shrink()
+        self._team.sum_gradients(self.parameters.values())
+        (loss,) = self._team.sums([loss])
         if not math.isfinite(loss):
             raise BadInput(
                 "TrainingDiverged",
@@ -77,13 +86,15 @@ class Learner:
         """Mean loss over the answer tokens without augmentation and dropout."""
         self.model.eval()
         total, tokens = 0.0, 0
+        _, mine = self._team.part(rows)
         with torch.no_grad():
-            for start in range(0, len(rows), self._micro_batch):
+            for start in range(0, len(mine), self._micro_batch):
                 check()
-                batch = builder.plain(rows[start : start + self._micro_batch])
+                batch = builder.plain(mine[start : start + self._micro_batch])
                 total += float(self._summed_loss(batch))
                 tokens += batch.tokens
-        return total / max(1, tokens)
+        total, all_tokens = self._team.sums([total, tokens])
+        return total / max(1.0, all_tokens)
 
     def _gradients(
         self, step: int, rows: Sequence[int], builder: BatchBuilder, check: Callable[[], None]
@@ -93,11 +104,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         tokens = builder.answer_tokens(rows)
         total = 0.0
-        for part, start in enumerate(range(0, len(rows), self._micro_batch)):
+        draw = self._draw
+        draw.seed, draw.rows, draw.places = self._schedule.dropout_seed(step), len(rows), builder.places(rows)
+        first, mine = self._team.part(rows)
+        for start in range(0, len(mine), self._micro_batch):
             check()
-            chosen = rows[start : start + self._micro_batch]
+            chosen = mine[start : start + self._micro_batch]
+            draw.first, draw.count = first + start, len(chosen)
             batch = builder.distorted(chosen, step, self._schedule, self._augmentation)
-            torch.manual_seed(self._schedule.dropout_seed(step, part))
+            # For dropout of the base model's own, where a family has any.
+            torch.manual_seed(draw.own_seed())
             loss = self._summed_loss(batch) / tokens
             self.scaler.scale(loss).backward()
             total += float(loss.detach())

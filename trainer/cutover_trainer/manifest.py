@@ -77,6 +77,23 @@ def commit_folder(
     return manifest
 
 
+def commit_once(
+    store: ArtifactStore, name: str, writer: str, files: Mapping[str, bytes], facts: Mapping[str, Any]
+) -> Manifest | None:
+    """The same for a folder that several may want to write: the first manifest stands, the others' writers get None.
+
+    Files lie below the writer's own name, so that whoever loses has changed nothing that the manifest speaks of.
+    """
+    entries = {f"{writer}/{file}": entry_of(data) for file, data in files.items()}
+    for file, data in files.items():
+        store.put(f"{name}/{writer}/{file}", data)
+    manifest = build_manifest(entries, facts)
+    if store.put_if_absent(f"{name}/{MANIFEST_FILE}", manifest.to_bytes()):
+        return manifest
+    # A client that repeats a request whose answer was lost is told that the name is taken: by itself.
+    return manifest if read_manifest(store, name) == manifest else None
+
+
 def read_manifest(store: ArtifactStore, name: str) -> Manifest | None:
     """None when the folder was never committed."""
     try:
@@ -104,5 +121,7 @@ def fetch_folder(store: ArtifactStore, name: str, scratch: Path) -> tuple[Path, 
     folder = store.local_path(name)
     if folder is None:
         folder = scratch / name
+        if not damaged_files(folder, manifest):
+            return folder, manifest  # another worker of this machine has fetched it
         store.download(name, folder)
     return None if damaged_files(folder, manifest) else (folder, manifest)

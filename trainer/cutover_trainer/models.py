@@ -1,4 +1,4 @@
-"""Loads models, processors and adapters through the Hugging Face classes, on the device and in the precision that fit.
+"""Loads models and adapters through the Hugging Face classes, on the device and in the precision that fit.
 
 The code that loads llava-hf/llava-1.5-7b-hf loads a test model of a megabyte: nothing here knows a size.
 """
@@ -13,13 +13,11 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
-from cutover.api.trainingrun import Family, FineTune, Lora
-from cutover_trainer.encoding import Encoder
+from cutover.api.trainingrun import FineTune, Lora
 from cutover_trainer.joblog import log
 from cutover_trainer.outcome import BadInput, StageFailed
-from cutover_trainer.processor_checks import processor_mistakes
 
 _LANGUAGE_LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2"
 _VISION_LINEARS = "q_proj|k_proj|v_proj|out_proj|qkv|projection|fc1|fc2"
@@ -43,7 +41,8 @@ def choose_hardware(
     precision: Literal["auto", "bf16", "fp16", "fp32"], gpus: int, weights_bytes: int
 ) -> Hardware:
     """Raises BadInput when the card cannot do what the spec asks for, StageFailed when a card is missing."""
-    if gpus == 0 or not torch.cuda.is_available():
+    device = chosen_device(gpus)
+    if device.type == "cpu":
         if gpus > 0 and weights_bytes > MAX_WEIGHTS_BYTES_WITHOUT_GPU:
             raise StageFailed(
                 "NoGpu",
@@ -57,7 +56,7 @@ def choose_hardware(
         torch.set_num_threads(int(os.environ.get("CUTOVER_THREADS", "1")))
         if precision == "fp16":
             raise BadInput("PrecisionUnsupported", "fineTune.precision: fp16 needs a GPU; use auto or fp32")
-        return Hardware(torch.device("cpu"), torch.bfloat16 if precision == "bf16" else torch.float32, False)
+        return Hardware(device, torch.bfloat16 if precision == "bf16" else torch.float32, False)
     native = torch.cuda.get_device_capability() >= _BFLOAT16_CAPABILITY
     if precision == "bf16" and not native:
         name = torch.cuda.get_device_name()
@@ -69,33 +68,14 @@ def choose_hardware(
     }
     dtype = kind.get(precision, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = True
-    return Hardware(
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), dtype, dtype is torch.float16
-    )
+    return Hardware(device, dtype, dtype is torch.float16)
 
 
-def load_processor(folder: Path) -> Any:
-    return AutoProcessor.from_pretrained(folder, local_files_only=True)
-
-
-def load_encoder(folder: Path, family: Family) -> Encoder:
-    """Processor and limits of a model; reads no weights."""
-    try:
-        processor = load_processor(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            "BaseModelUnreadable", f"baseModel.uri: no usable processor in the model: {error}"[:600]
-        ) from None
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    mistakes = processor_mistakes(processor, config, family)
-    if mistakes:
-        raise BadInput(
-            "BaseModelInconsistent",
-            f"baseModel.uri: {'; '.join(mistakes)}: correct the files of the model or use another revision"[
-                :600
-            ],
-        )
-    return Encoder(processor, config, family)
+def chosen_device(gpus: int) -> Any:
+    """This worker's card, or the CPU where the run asks for none or the pod sees none."""
+    if gpus == 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def load_base(folder: Path, hardware: Hardware) -> Any:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import jsonschema_rs
@@ -38,11 +37,11 @@ from cutover_trainer.manifest import (
     fetch_folder,
     synthetic_rows,
 )
-from cutover_trainer.models import load_encoder
 from cutover_trainer.near_duplicates import near_pairs
 from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.picture import KeptPicture, UnusablePicture, keep, load
 from cutover_trainer.picture_source import PictureMissing, PictureSource, open_picture_source
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.quality import census, group_field_refusal, refusal, synthetic_refusal
 from cutover_trainer.refused import BadRow
 from cutover_trainer.rows import AnswerValidator, Row, answer_text, read_row
@@ -52,6 +51,9 @@ from cutover_trainer.storage import ArtifactStore
 from cutover_trainer.synthetic import choose
 
 ROWS_AT_ONCE = 64
+BYTES_AT_ONCE = 16_000_000
+"""Of rows: their pictures may stand in them. A single longer row is read alone."""
+FETCHES_AT_ONCE = 16
 MAX_DECODERS = 4
 """Pictures decoded at a time: each may take a few hundred megabytes while it is."""
 
@@ -101,11 +103,11 @@ def _check_settings(config: StageConfig) -> None:
     if mistakes:
         # Said before a GPU is asked for, although the gates are used last.
         raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
-    compute = config.spec.compute
-    if compute.gpus * compute.nodes > 1:
+    if config.spec.compute.nodes > 1:
         raise BadInput(
-            "SeveralGpus",
-            f"compute.gpus: {compute.gpus} on {compute.nodes} nodes; a run is trained on one GPU: set gpus and nodes to 1",
+            "SeveralNodes",
+            f"compute.nodes: {config.spec.compute.nodes}; a run is trained in one pod: set nodes to 1 and compute.gpus to "
+            "the GPUs it shall have",
         )
 
 
@@ -115,14 +117,16 @@ async def _read(
 ) -> None:
     validator: AnswerValidator = jsonschema_rs.validator_for(config.task.answer_schema)
     progress = ProgressReporter("prepare", reading.rows + reading.made_up)
-    stored = set(store.list(f"{DATA_FOLDER}/{PICTURES_FOLDER}"))
+    # On a disk a picture of an earlier attempt may be empty, should the machine have lost power: written again.
+    stored = set() if store.local_path("") else set(store.list(f"{DATA_FOLDER}/{PICTURES_FOLDER}"))
+    room = asyncio.Semaphore(FETCHES_AT_ONCE)
     decoders = min(MAX_DECODERS, os.cpu_count() or 1)
     async with open_picture_source(config) as source:
         with ThreadPoolExecutor(decoders, "decode") as pool:
             for batch in _batches(file):
                 stop.check()
                 read = [_read_once(line, raw, config, validator, reading) for line, raw in batch]
-                results = await asyncio.gather(*(_with_picture(row, source, pool) for row in read))
+                results = await asyncio.gather(*(_with_picture(row, source, pool, room) for row in read))
                 writes = []
                 for result in results:
                     wrong = result if isinstance(result, BadRow) else _unencodable(encoder, *result)
@@ -132,7 +136,7 @@ async def _read(
                     row, picture = result
                     name = f"{DATA_FOLDER}/{PICTURES_FOLDER}/{picture.sha256}"
                     if name not in stored:
-                        writes.append(pool.submit(store.put, name, picture.data))
+                        writes.append(pool.submit(store.put_unsettled, name, picture.data))
                         stored.add(name)
                     reading.good.append(KeptRow.of(row, picture))
                 for write in writes:
@@ -149,10 +153,17 @@ async def _read(
 
 
 def _batches(file: Path) -> Iterator[list[tuple[int, bytes]]]:
+    batch: list[tuple[int, bytes]] = []
+    held = 0
     with file.open("rb") as lines:
-        numbered = enumerate(lines, start=1)
-        while batch := list(islice(numbered, ROWS_AT_ONCE)):
-            yield batch
+        for line, raw in enumerate(lines, start=1):
+            if batch and (len(batch) == ROWS_AT_ONCE or held + len(raw) > BYTES_AT_ONCE):
+                yield batch
+                batch, held = [], 0
+            batch.append((line, raw))
+            held += len(raw)
+    if batch:
+        yield batch
 
 
 def _read_once(
@@ -170,14 +181,15 @@ def _read_once(
 
 
 async def _with_picture(
-    row: Row | BadRow, source: PictureSource, pool: Executor
+    row: Row | BadRow, source: PictureSource, pool: Executor, room: asyncio.Semaphore
 ) -> tuple[Row, KeptPicture] | BadRow:
     if isinstance(row, BadRow):
         return row
     place = "image_url"
     try:
-        data = await source.get(row.picture_url)
-        return row, await asyncio.get_running_loop().run_in_executor(pool, keep, data)
+        async with room:
+            data = await source.get(row.picture_url)
+            return row, await asyncio.get_running_loop().run_in_executor(pool, keep, data)
     except PictureMissing as missing:
         if missing.passing:
             return BadRow(row.line, row.id, "PictureUnavailable", place, missing.reason)
@@ -302,6 +314,7 @@ def _commit(
     for entry in [*kept, *synthetic]:
         name = f"{PICTURES_FOLDER}/{entry.picture}"
         files[name] = FileEntry(sha256=entry.picture, size=entry.bytes)
+    store.settle()
     manifest = build_manifest(files, {"rows": len(kept), SYNTHETIC_ROWS: len(synthetic)})
     store.put(f"{DATA_FOLDER}/{MANIFEST_FILE}", manifest.to_bytes())
     return manifest.digest

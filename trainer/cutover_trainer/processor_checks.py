@@ -63,7 +63,7 @@ def _places(processor: Any, config: Any) -> list[str | None]:
 
 
 def _picture_size(processor: Any, config: Any) -> str | None:
-    pixels = processor.image_processor(images=[Image.new("RGB", _PROBE_SIZE)], return_tensors="pt")
+    pixels = processor.image_processor(images=[Image.new("RGB", _PROBE_SIZE)], return_tensors="np")
     height, width = pixels["pixel_values"].shape[-2:]
     side = int(config.vision_config.image_size)
     if (height, width) == (side, side):

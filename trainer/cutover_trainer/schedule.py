@@ -77,9 +77,9 @@ class Schedule:
             contrast=float(1 + contrast * wanted.contrast),
         )
 
-    def dropout_seed(self, step: int, part: int) -> int:
-        """Seed of the dropout masks of one micro-batch."""
-        return int(np.random.default_rng([self.seed, _DROPOUT, step, part]).integers(2**63))
+    def dropout_seed(self, step: int) -> tuple[int, ...]:
+        """Seed of the dropout masks of a step."""
+        return self.seed, _DROPOUT, step
 
 
 def views_of(wanted: Augmentation) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from cutover_trainer.outcome import BudgetExceeded, Interrupted
@@ -42,14 +42,25 @@ class Stop:
 
     def check(self) -> None:
         """Raises Interrupted or BudgetExceeded."""
-        if self._signalled:
+        self._leave(self._signalled, self._out_of_time())
+
+    def check_together(self, sums: Callable[[Sequence[float]], list[float]]) -> None:
+        """The same for a team: when one has to leave all do, at the same step. `sums` adds figures over the workers."""
+        signalled, out_of_time = sums([float(self._signalled), float(self._out_of_time())])
+        self._leave(signalled > 0, out_of_time > 0)
+
+    def _out_of_time(self) -> bool:
+        left = self._gpu_seconds_left
+        return left is not None and self.gpu_seconds_used() >= left
+
+    def _leave(self, signalled: bool, out_of_time: bool) -> None:
+        if signalled:
             raise Interrupted(
                 "Interrupted", "the pod was asked to stop; the next attempt continues from here"
             )
-        left = self._gpu_seconds_left
-        if left is not None and self.gpu_seconds_used() >= left:
+        if out_of_time:
             raise BudgetExceeded(
                 "BudgetExceeded",
-                f"compute.gpuHourBudget: the {left:.0f} GPU-seconds that were left are used; "
+                f"compute.gpuHourBudget: the {self._gpu_seconds_left or 0:.0f} GPU-seconds that were left are used; "
                 "the checkpoint is kept, raise the budget to continue",
             )

@@ -29,11 +29,13 @@ from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.learner import Learner
 from cutover_trainer.loss_curve import label_entropy, nothing_learnt
 from cutover_trainer.manifest import digest_of, fetch_folder
-from cutover_trainer.models import adapter_layers, choose_hardware, load_base, load_encoder, with_new_adapter
+from cutover_trainer.models import adapter_layers, choose_hardware, chosen_device, load_base, with_new_adapter
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.schedule import Schedule, views_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
+from cutover_trainer.team import Team
 
 SECONDS_BETWEEN_PREEMPTIONS = 7200.0
 LEAST_CHECKPOINT_SECONDS = 10.0
@@ -46,10 +48,20 @@ PROBED_ROWS = 16
 
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
-    spec = config.spec
     stop.check()
-    data = open_prepared(trial.data_store(config, store), scratch)
-    folder = base_folder(config, scratch, weights=True)
+    team = Team.join(chosen_device(config.spec.compute.gpus))
+    try:
+        return _train(config, store, scratch, stop, team)
+    finally:
+        team.leave()
+
+
+def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop, team: Team) -> StageResult:
+    spec = config.spec
+    with team.leader_first():
+        # The others find here what it has fetched.
+        data = open_prepared(trial.data_store(config, store), scratch)
+        folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
     hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
     held_out_rows = VALIDATION_ROWS if spec.trial is None else trial.OBJECTIVE_ROWS
@@ -71,19 +83,23 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
     ):
         log("features", reused=True, views=views_of(augmentation))
         training.reuse_features(model.get_base_model(), schedule, augmentation)
-    learner = Learner(model, hardware, schedule, spec.fine_tune, augmentation)
+    learner = Learner(model, hardware, schedule, spec.fine_tune, augmentation, team)
     base = base_digest(folder)
     checkpoints = Checkpoints(store, fingerprint(config, data.digest, base))
-    state = checkpoints.resume(learner.parameters, learner.optimizer, learner.scaler)
+    state = checkpoints.resume(learner.parameters, learner.optimizer, learner.scaler, team)
     if state.step == 0 and config.resume_artifacts:
         earlier = Checkpoints(ArtifactStore(config.resume_artifacts), fingerprint(config, data.digest, base))
-        state = earlier.resume(learner.parameters, learner.optimizer, learner.scaler)
+        state = earlier.resume(learner.parameters, learner.optimizer, learner.scaler, team)
     end = trial.end_step(spec, schedule)
-    attempt = _Attempt(schedule, learner, training, validation, len(held_out), checkpoints, state, stop, end)
+    attempt = _Attempt(
+        schedule, learner, training, validation, len(held_out), checkpoints, state, stop, team, end
+    )
     attempt.judge_by(examples, encoded)
     attempt.to_the_end()
     if spec.trial is not None:
         return attempt.compared(len(held_out))
+    if not team.leads:
+        return attempt.result(len(examples))
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
         probe = make_probe(model, encoder, examples[:PROBED_ROWS], encoded, data, hardware)
@@ -134,6 +150,7 @@ class _Attempt:
         checkpoints: Checkpoints,
         state: TrainingState,
         stop: Stop,
+        team: Team,
         end_step: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -146,6 +163,7 @@ class _Attempt:
         self._checkpoints = checkpoints
         self._state = state
         self._stop = stop
+        self._team = team
         self._clock = clock
         self._saved_at = clock()
         self._saved_step = state.step
@@ -166,6 +184,8 @@ class _Attempt:
         state = self._state
         try:
             while state.step < self._end_step:
+                if self._team.size > 1:
+                    self._stop.check_together(self._team.sums)
                 self._one_step()
                 if state.step % self._schedule.steps_per_epoch == 0:
                     self._end_of_epoch()
@@ -173,13 +193,20 @@ class _Attempt:
                     self._save()
         except (Interrupted, BudgetExceeded):
             self._save()
+            # Nobody leaves before the checkpoint is there: a worker's end is the end of its team.
+            self._team.wait()
             raise
         self._save()
+
+    def _check(self) -> None:
+        """Inside a step a team has to stay together."""
+        if self._team.size == 1:
+            self._stop.check()
 
     def _one_step(self) -> None:
         state = self._state
         started = self._clock()
-        loss = self._learner.step(state.step, self._training, self._stop.check)
+        loss = self._learner.step(state.step, self._training, self._check)
         state.seconds += self._clock() - started
         state.samples += len(self._schedule.batch(state.step))
         state.step += 1
@@ -195,7 +222,7 @@ class _Attempt:
         epoch = state.step // self._schedule.steps_per_epoch
         if self._validation_rows and all(entry[0] != epoch for entry in state.validation_losses):
             rows = range(self._validation_rows)
-            loss = self._learner.loss_on(self._validation, rows, self._stop.check)
+            loss = self._learner.loss_on(self._validation, rows, self._check)
             state.validation_losses.append([epoch, loss])
             log("epoch", epoch=epoch, validationLoss=round(loss, 5))
         doubt = self.doubt()
@@ -221,7 +248,7 @@ class _Attempt:
         return self._state.samples / self._state.seconds if self._state.seconds else None
 
     def _save(self) -> None:
-        if self._saved_step == self._state.step and self._state.step:
+        if not self._team.leads or (self._saved_step == self._state.step and self._state.step):
             return
         started = self._clock()
         learner = self._learner
@@ -244,7 +271,7 @@ class _Attempt:
 
     def compared(self, rows: int) -> StageResult:
         """What the search compares trials by. Raises Interrupted; the next attempt measures again."""
-        loss = self._learner.loss_on(self._validation, range(rows), self._stop.check)
+        loss = self._learner.loss_on(self._validation, range(rows), self._check)
         state = self._state
         done = Progress(step=state.step, steps=self._end_step, samples_per_second=self.samples_per_second)
         return trial.result(loss, rows, done)

@@ -231,8 +231,9 @@ class Compute(ApiModel):
     """GPU-hours of all attempts and trials together; above it the run stops (condition BudgetExceeded)."""
     image: Annotated[str, Field(max_length=512)] = ""
     """Trainer image; empty means the operator's default."""
-    queue_name: Annotated[str, Field(max_length=63)] = ""
-    """Kueue LocalQueue."""
+    queue_name: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    """Kueue LocalQueue of the namespace: every Job is made suspended and starts when Kueue admits it. The queue has to
+    cover `cpu` and `memory`, and the GPUs' resource."""
     service_account_name: Annotated[str, Field(max_length=253)] = ""
     """Service account of the pods, for object stores that trust one; empty means the namespace's default."""
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 5
@@ -310,7 +311,8 @@ class StageStatus(StatusModel):
     """One stage of the run. `state` is derived from the Jobs and the stage's result document."""
 
     name: Stage
-    state: Literal["Pending", "Running", "Waiting", "Done", "Failed"] = "Pending"
+    state: Literal["Pending", "Queued", "Running", "Waiting", "Done", "Failed"] = "Pending"
+    """Queued: its Job is there and suspended, Kueue has not admitted it or has taken it back."""
     attempt: Count = 0
     """Number of the current Job, counted from 1; interruptions count too."""
     failures: Count = 0
@@ -319,6 +321,11 @@ class StageStatus(StatusModel):
     started_at: Timestamp | None = None
     finished_at: Timestamp | None = None
     message: Text = ""
+
+    @property
+    def at_work(self) -> bool:
+        """An attempt is committed: its Job is there, or is made from this status."""
+        return self.state in ("Queued", "Running")
 
 
 class Progress(StatusModel):

@@ -34,5 +34,4 @@ class Unsupported:
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported(Compute, "nodes", "self.nodes == 1", "spec.compute.nodes above 1", "set 1 or remove it"),
-    Unsupported(Compute, "queueName", "self.queueName == ''", "spec.compute.queueName"),
 )

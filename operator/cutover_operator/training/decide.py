@@ -19,7 +19,7 @@ from cutover_operator.origins import is_allowed
 from cutover_operator.plan import Action, Apply, Delete, Notice, Plan
 from cutover_operator.port import CONFIG_MAPS, JOBS
 from cutover_operator.training import report, spending
-from cutover_operator.training.observed import PodSeen
+from cutover_operator.training.observed import JobSeen, PodSeen
 from cutover_operator.training.report import Standing
 from cutover_operator.training.resources import NAME_LIMIT, Attempt, build, needs
 from cutover_operator.training.search import STAGE, paused, search, tuned, winner_of
@@ -103,7 +103,7 @@ def suspended(s: Situation) -> Answer | None:
 
 def overdrawn(s: Situation) -> Answer | None:
     """The trainer stops by itself when its time is used; one that does not, or a lowered budget, ends here."""
-    if not s.gpus or s.stage.state != "Running":
+    if not s.gpus or not s.stage.at_work:
         return None
     if s.spent_seconds < spending.budget_seconds(s.spec) + OVERDRAFT_SECONDS * s.gpus:
         return None
@@ -113,8 +113,10 @@ def overdrawn(s: Situation) -> Answer | None:
 def job_runs(s: Situation) -> Answer | None:
     """Somebody is at work: say how far, and touch nothing."""
     job = job_of(s.world, s.stage)
-    if s.stage.state != "Running" or job is None or not job.active or job.deleting:
+    if not s.stage.at_work or job is None or not job.active or job.deleting:
         return None
+    if job.suspended:
+        return Answer(_queued(s, job), again_in_seconds=PENDING_SECONDS)
     pod = pod_of(s.world, job)
     trouble = _trouble(pod, s.now)
     if trouble is not None:
@@ -237,7 +239,7 @@ def backing_off(s: Situation) -> Answer | None:
 def start(s: Situation) -> Answer | None:
     """A new attempt; or the Job of an attempt that is committed but not there."""
     stage = s.stage
-    committed = stage.state == "Running"
+    committed = stage.at_work
     number = stage.attempt if committed else stage.attempt + 1
     assert isinstance(s.world.task, Task)
     winner = winner_of(s.status)
@@ -256,7 +258,8 @@ def start(s: Situation) -> Answer | None:
             resume_trial=winner.folder if winner and stage.name == "train" else "",
         )
     )
-    update: dict[str, Any] = {"state": "Running", "attempt": number, "job": built.name, "not_before": None}
+    state = "Queued" if s.spec.compute.queue_name else "Running"
+    update: dict[str, Any] = {"state": state, "attempt": number, "job": built.name, "not_before": None}
     if not committed:
         update |= {"started_at": stage.started_at or timestamp(s.now), "finished_at": None, "message": ""}
     text = f"{stage.name}: attempt {number} starts"
@@ -294,11 +297,26 @@ CHECKS: tuple[Check, ...] = (
 def _put_off(s: Situation, message: str) -> StageStatus:
     """The running attempt is given up without penalty. One whose Job was never made does not count as an attempt."""
     stage = s.stage
-    if stage.state != "Running":
+    if not stage.at_work:
         return stage
     number = stage.attempt if job_of(s.world, stage) else stage.attempt - 1
     update = {"state": "Waiting", "attempt": number, "not_before": None, "message": message}
     return stage.model_copy(update=update)
+
+
+def _queued(s: Situation, job: JobSeen) -> Standing:
+    """Suspended from outside. Kueue does that to a Job it has not admitted, or has taken the room from."""
+    about = f"{s.stage.name}: attempt {s.stage.attempt}"
+    if job.queue:
+        text = (
+            f"{about} waits in the Kueue queue {job.queue}; see kubectl get workloads -n {s.world.namespace}; "
+            "a Job that was admitted before goes on from its last checkpoint"
+        )
+        return Standing("Queued", text)
+    text = (
+        f"{about}: Job {job.name} was suspended, not by this operator; set its spec.suspend to false to go on"
+    )
+    return Standing("JobSuspended", text)
 
 
 def _trouble(pod: PodSeen | None, now: datetime) -> Standing | None:
@@ -316,7 +334,7 @@ def _age_seconds(pod: PodSeen, now: datetime) -> float:
 
 def _ended_by_force(s: Situation, *, spare_current: bool = True) -> tuple[Action, ...]:
     """Delete every Job at work, but the current attempt's."""
-    current_job = job_of(s.world, s.stage) if spare_current and s.stage.state == "Running" else None
+    current_job = job_of(s.world, s.stage) if spare_current and s.stage.at_work else None
     return tuple(
         Delete(JOBS, s.world.namespace, job.name, job.uid)
         for job in s.world.jobs

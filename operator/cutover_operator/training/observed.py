@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cutover.contract import LABEL_ATTEMPT, LABEL_OWNER_UID, LABEL_STAGE, RESOURCE_GPU
+from cutover.contract import LABEL_ATTEMPT, LABEL_OWNER_UID, LABEL_QUEUE, LABEL_STAGE, RESOURCE_GPU
 from cutover.stages import StageResult
 from cutover_operator.conditions import parse_timestamp
 from cutover_operator.port import Object
@@ -43,6 +43,10 @@ class JobSeen:
     reason: str = ""
     message: str = ""
     deleting: bool = False
+    suspended: bool = False
+    """It has no pods and starts none until somebody lets it go on."""
+    queue: str = ""
+    """Kueue LocalQueue it waits in, or runs from."""
 
     @property
     def exit_code(self) -> int | None:
@@ -105,6 +109,8 @@ def job_seen(job: Object) -> JobSeen:
         reason=str(ended.get("reason") or ""),
         message=str(ended.get("message") or ""),
         deleting="deletionTimestamp" in meta,
+        suspended=(job.get("spec") or {}).get("suspend") is True,
+        queue=str(labels.get(LABEL_QUEUE, "")),
     )
 
 

@@ -23,6 +23,7 @@ from cutover.contract import (
     LABEL_OWNER_KIND,
     LABEL_OWNER_NAME,
     LABEL_OWNER_UID,
+    LABEL_QUEUE,
     LABEL_STAGE,
     MANAGED_BY,
     NODE_LABEL_GPU_PRODUCT,
@@ -50,7 +51,6 @@ GRACE_SECONDS = 60
 """Enough for one checkpoint of an adapter."""
 DEADLINE_SLACK_SECONDS = 300
 """The trainer stops by itself when its GPU time is used; this is for one that does not."""
-GPU_STAGES: frozenset[Stage] = frozenset({"tune", "train", "evaluate"})
 CONTAINER = "trainer"
 REQUESTS: dict[Stage, dict[str, str]] = {
     "prepare": {"cpu": "250m", "memory": "1Gi"},
@@ -101,6 +101,7 @@ class Built:
 def build(attempt: Attempt) -> Built:
     config = yaml.safe_dump(stage_config(attempt).to_wire(), sort_keys=True, allow_unicode=True)
     template = _template(attempt)
+    queue = attempt.spec.compute.queue_name
     digest = _digest([attempt.uid, config, template])
     name = job_name(attempt.name, attempt.stage, attempt.number, digest)
     meta = {
@@ -115,8 +116,10 @@ def build(attempt: Attempt) -> Built:
     job = {
         "apiVersion": JOBS.api_version,
         "kind": JOBS.kind,
-        "metadata": meta,
+        "metadata": meta | {"labels": labels(attempt) | ({LABEL_QUEUE: queue} if queue else {})},
         "spec": {
+            # Kueue lets it go when there is room; until then it has no pod.
+            **({"suspend": True} if queue else {}),
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
@@ -207,6 +210,12 @@ def _folder_uris(spec: TrainingRunSpec, folder: str) -> tuple[str, str]:
     return uri, uri
 
 
+def gpus_of(spec: TrainingRunSpec, stage: Stage) -> int:
+    """GPUs of a stage's pod. Answers are generated on one, however many have trained."""
+    most = {"tune": spec.compute.gpus, "train": spec.compute.gpus, "evaluate": 1}.get(stage, 0)
+    return min(most, spec.compute.gpus)
+
+
 def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
     """What a stage's pod cannot start without, in words."""
     source, mlflow = spec.dataset.source, spec.registry.mlflow
@@ -229,7 +238,7 @@ def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
 
 def _template(attempt: Attempt) -> Object:
     spec = attempt.spec
-    gpus = spec.compute.gpus if attempt.stage in GPU_STAGES else 0
+    gpus = gpus_of(spec, attempt.stage)
     volumes, mounts = _volumes(attempt)
     container = {
         "image": attempt.image,

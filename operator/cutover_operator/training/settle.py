@@ -53,7 +53,7 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
         status, stage, notices = search.taken(world, spec, status, stage, now)
         reasons: dict[str, str] = {stage.name: "NoTrialSucceeded"} if stage.state == "Failed" else {}
         return Settled(with_stage(status, stage), reasons, notices)
-    if stage is None or stage.state != "Running":
+    if stage is None or not stage.at_work:
         return Settled(status, {})
     job = job_of(world, stage)
     if job is None:
@@ -61,6 +61,9 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     pod = pod_of(world, job)
     if not job.active:
         return _ended(status, stage, judge(stage.name, job, pod), pod, spec, now)
+    state = "Queued" if job.suspended else "Running"
+    if stage.state != state:
+        status = with_stage(status, stage.model_copy(update={"state": state}))
     if pod is not None and pod.running and world.progress is not None:
         status = status.model_copy(
             update={"progress": world.progress, "progress_text": progress.text(world.progress)}

@@ -11,7 +11,7 @@ from cutover.api.trainingrun import StageStatus, TrainingRunSpec, TrainingRunSta
 from cutover_operator.plan import Action, Notice
 from cutover_operator.training import spending
 from cutover_operator.training.report import Standing
-from cutover_operator.training.resources import GPU_STAGES
+from cutover_operator.training.resources import gpus_of
 from cutover_operator.training.world import World
 
 
@@ -26,7 +26,7 @@ class Situation:
 
     @property
     def gpus(self) -> int:
-        return self.spec.compute.gpus if self.stage.name in GPU_STAGES else 0
+        return gpus_of(self.spec, self.stage.name)
 
     @property
     def spent_seconds(self) -> float:

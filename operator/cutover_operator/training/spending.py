@@ -25,8 +25,11 @@ def gpu_seconds(pod: PodSeen, now: datetime) -> float:
         return 0.0
     if pod.ended_at is not None:
         return round(max(0.0, (pod.ended_at - pod.started_at).total_seconds()) * pod.gpus, 1)
-    until = now if pod.delete_by is None else min(now, pod.delete_by)
-    running = max(0.0, (until - pod.started_at).total_seconds())
+    if pod.delete_by is not None:
+        # It may be gone at the next look, without having been seen at its end.
+        leaving = max(0.0, (min(now, pod.delete_by) - pod.started_at).total_seconds())
+        return round(leaving, 1) * pod.gpus
+    running = max(0.0, (now - pod.started_at).total_seconds())
     return running // GRAIN_SECONDS * GRAIN_SECONDS * pod.gpus
 
 

@@ -1,0 +1,175 @@
+"""Several workers train as one: the same losses, one end, one writer."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cutover.contract import ExitCode
+from cutover_trainer.__main__ import main as stage_main
+from cutover_trainer.row_dropout import Draw, RowDropout
+from fakes.training_example import rows, run_stage, stage_document, write_rows
+
+FINE_TUNE = {"learningRate": 2e-3, "epochs": 6, "batchSize": 5}
+"""24 training rows in batches of 5: two workers' parts differ in size, and the last batch of an epoch has four rows."""
+STEPS = 30
+DEADLINE_SECONDS = 240.0
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    workspace = tmp_path_factory.mktemp("team")
+    write_rows(workspace / "rows.jsonl", rows(36))
+    code, result = run_stage("prepare", document(workspace), workspace)
+    assert code == ExitCode.DONE, result.message
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path) -> Path:
+    """The same run by one worker."""
+    target = prepared.parent / "alone"
+    shutil.copytree(prepared, target)
+    code, result = run_stage("train", document(target), target)
+    assert code == ExitCode.DONE, result.message
+    return target
+
+
+def document(workspace: Path, gpus: int = 0) -> dict[str, Any]:
+    return stage_document(
+        workspace / "run", workspace / "rows.jsonl", fineTune=FINE_TUNE, compute={"gpus": gpus}
+    )
+
+
+def curves(workspace: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((workspace / "run/training.json").read_bytes())
+    return found
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    for name in ("loss", "validationLoss"):
+        mine, theirs = curves(one)[name], curves(other)[name]
+        assert [step for step, _ in mine] == [step for step, _ in theirs]
+        assert [loss for _, loss in mine] == pytest.approx([loss for _, loss in theirs], rel=1e-6)
+
+
+class Team:
+    """Workers forked from this process, so that nothing is imported again; they meet in a file."""
+
+    def __init__(self, workspace: Path, size: int, save_seconds: float) -> None:
+        shared = workspace / "shared"
+        shutil.rmtree(shared, ignore_errors=True)
+        shared.mkdir()
+
+        def work(rank: int) -> None:
+            place = workspace / f"worker-{rank}"
+            place.mkdir(exist_ok=True)
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "CUTOVER_RENDEZVOUS": f"file://{shared}/rendezvous",
+                "CUTOVER_SHARED_SCRATCH": str(shared),
+                "CUTOVER_CHECKPOINT_SECONDS": str(save_seconds),
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
+            os._exit(run_stage("train", document(workspace, gpus=size), place)[0])
+
+        fork = multiprocessing.get_context("fork")
+        self.workers = [fork.Process(target=work, args=(rank,)) for rank in range(size)]
+        for worker in self.workers:
+            worker.start()
+
+    def end(self) -> list[int | None]:
+        for worker in self.workers:
+            worker.join(DEADLINE_SECONDS)
+        codes = [worker.exitcode for worker in self.workers]
+        for worker in self.workers:
+            worker.kill()
+        return codes
+
+
+def whole_steps(workspace: Path) -> list[int]:
+    found = (workspace / "run/checkpoints").glob("step-*/MANIFEST.json")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+@pytest.fixture
+def workspace(prepared: Path, tmp_path: Path) -> Path:
+    shutil.copytree(prepared, tmp_path / "run-of-two")
+    return tmp_path / "run-of-two"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_losses_do_not_depend_on_the_number_of_workers(workspace: Path, alone: Path, size: int) -> None:
+    team = Team(workspace, size, save_seconds=3600)
+    assert team.end() == [ExitCode.DONE] * size
+    assert_same_losses(workspace, alone)
+    assert len(list((workspace / "run/checkpoints").glob("*/*/state.json"))) == 1
+
+
+def test_a_signal_to_one_worker_stops_all_with_one_checkpoint_and_others_go_on(
+    workspace: Path, alone: Path
+) -> None:
+    team = Team(workspace, 2, save_seconds=0)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not whole_steps(workspace):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    pid = team.workers[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    assert team.end() == [ExitCode.INTERRUPTED] * 2
+    stopped_at = whole_steps(workspace)[-1]
+    assert 0 < stopped_at < STEPS
+    # One worker goes on where two have left: the number is no part of the run.
+    code, result = run_stage("train", document(workspace), workspace)
+    assert code == ExitCode.DONE, result.message
+    assert_same_losses(workspace, alone)
+
+
+def test_several_gpus_are_left_to_the_launcher(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/chaos/test_chaos_workers.py` really starts them."""
+    started: list[Any] = []
+
+    def run_workers(command: list[str], count: int, *_: Any) -> int:
+        started.append((command[1:4], count))
+        return 75
+
+    monkeypatch.setattr("cutover_trainer.__main__.run_workers", run_workers)
+    config = workspace / "stage.yaml"
+    config.write_text(yaml.safe_dump(document(workspace, gpus=2)))
+    assert stage_main(["train", "--config", str(config)]) == ExitCode.INTERRUPTED
+    assert started == [(["-m", "cutover_trainer", "train"], 2)]
+    assert not (workspace / "run/DONE-train.json").exists()
+
+
+def test_a_row_keeps_its_zeros_whoever_computes_it() -> None:
+    whole = RowDropout(0.25, 3, Draw((1, 2), rows=6, first=0, count=6, places=7))
+    later = RowDropout(0.25, 3, Draw((1, 2), rows=6, first=4, count=2, places=7))
+    x = torch.ones(6, 7, 12)
+    kept = whole(x)
+    # A micro-batch of the last rows, padded less, and with places and width in one dimension as some families have them.
+    assert torch.equal(later(x[4:, :5]), kept[4:, :5])
+    assert torch.equal(later(x[4:].reshape(14, 12)), kept[4:].reshape(14, 12))
+    assert not torch.equal(RowDropout(0.25, 4, Draw((1, 2), 6, 0, 6, 7))(x), kept)
+    assert not torch.equal(RowDropout(0.25, 3, Draw((1, 3), 6, 0, 6, 7))(x), kept)
+    assert torch.equal(whole.eval()(x), x)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
+    kept = RowDropout(0.1, 0, Draw((7,), rows=4, first=0, count=4, places=500))(torch.ones(4, 500, 100))
+    assert float((kept == 0).float().mean()) == pytest.approx(0.1, abs=0.003)
+    assert float(kept.mean()) == pytest.approx(1.0, abs=0.003)
+    assert len(set(kept[kept != 0].tolist())) == 1
