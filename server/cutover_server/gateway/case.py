@@ -21,6 +21,8 @@ class Case:
     chosen: ArmName
     arm: Arm
     pictures: list[Picture]
+    messages: bytes
+    """As they are written down."""
     headers: dict[str, str]
     """Of the answer: which arm was chosen, under which id the answer is kept."""
     received: float
@@ -48,8 +50,8 @@ class Case:
     def digests(self) -> list[str]:
         return list(dict.fromkeys(picture.digest for picture in self.pictures))
 
-    def body_for(self, arm: Arm, stream: bool = False) -> bytes:
+    def body_for(self, arm: Arm, stream: bool = False) -> list[bytes]:
         # Log-probabilities are asked of the candidate alone: a hosted model may refuse the parameter.
-        measured = arm == self.route.candidate
-        urls = [picture.data_url for picture in self.pictures]
-        return body_for_arm(self.request, arm, urls, self.route.task, measured, stream)
+        measured = arm is self.route.candidate or arm == self.route.candidate
+        pictures = [(picture.digest, picture.url) for picture in self.pictures]
+        return body_for_arm(self.request, self.messages, pictures, arm, self.route.task, measured, stream)

@@ -26,13 +26,13 @@ from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.case import Case
-from cutover_server.gateway.chat_request import ChatRequest, messages_for_record
+from cutover_server.gateway.chat_request import ChatRequest, messages_as_kept
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.openai_shape import ApiError, header_text, rewritten
 from cutover_server.gateway.pictures import Picture, open_pictures
 from cutover_server.gateway.pressure import Reservation
 from cutover_server.gateway.reading import Reading
-from cutover_server.gateway.record import assessment_record, record_line
+from cutover_server.gateway.record import record_line
 from cutover_server.gateway.route_board import InForce, RouteBoard
 from cutover_server.gateway.shadow import Copy, Shadow
 from cutover_server.gateway.spool import Spool, SpoolFull
@@ -97,7 +97,7 @@ class Exchange:
         }
         try:
             pictures = await open_pictures(
-                request.picture_urls, self.fetch_policy, self.fetch_session, reservation.add
+                request.pictures, self.fetch_policy, self.fetch_session, reservation.add
             )
         except ApiError as refusal:
             self.metrics.request(route, chosen, arm, "rejected")
@@ -109,6 +109,7 @@ class Exchange:
             chosen=chosen,
             arm=arm,
             pictures=pictures,
+            messages=messages_as_kept(request, [picture.digest for picture in pictures]),
             headers=headers,
             received=received,
             started=started,
@@ -135,7 +136,7 @@ class Exchange:
     # ------------------------------------------------------------------ writing down
 
     async def _write_down(self, case: Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
-        record = assessment_record(
+        line = record_line(
             request_id=case.request_id,
             assessment_id=case.request.assessment_id,
             received_at=datetime.fromtimestamp(case.received, UTC).isoformat(timespec="milliseconds"),
@@ -144,23 +145,23 @@ class Exchange:
             chosen=case.chosen,
             settlement=settled,
             attempts=attempts,
-            messages=messages_for_record(case.request, [picture.digest for picture in case.pictures]),
+            messages=case.messages,
             pictures=case.digests,
             drawn_later=case.route.labels.by_stratum and _makes_pair(case, settled, attempts),
         )
-        line = record_line(record)
-
-        writing = asyncio.ensure_future(self._to_the_spool(case.kept, line))
+        # Pictures are on disk long before an arm has answered. Where they are not, the record outlives our patience.
+        late = any(not picture.done() for picture in case.kept)
+        writing = asyncio.ensure_future(self._to_the_spool(case.kept, line)) if late else None
         try:
-            done, _ = await asyncio.wait((writing,), timeout=_SPOOL_SECONDS)
-            if done:
-                writing.result()
-                return True
+            async with asyncio.timeout(_SPOOL_SECONDS):
+                await (asyncio.shield(writing) if writing else self._to_the_spool(case.kept, line))
+            return True
         except SpoolFull as problem:
             log.error("request %s is not recorded: the spool is full (%s)", case.request_id, problem)
-        else:
+        except TimeoutError:
             log.error("request %s is answered unrecorded: the spool's disk is too slow", case.request_id)
-            writing.add_done_callback(lambda done: done.exception())
+            if writing is not None:
+                writing.add_done_callback(lambda done: done.cancelled() or done.exception())
             self.metrics.spool_full.inc()
             return True  # it may still reach the disk, and then names its pictures
         self.metrics.spool_full.inc()
@@ -190,7 +191,8 @@ class Exchange:
             if settled.outcome != "rejected":
                 self.metrics.shadow_dropped(route, "no_control_answer")
             return
-        self.shadow.offer(Copy(case.in_force, candidate, case.request_id, case.body_for(candidate), answer))
+        body = b"".join(case.body_for(candidate))
+        self.shadow.offer(Copy(case.in_force, candidate, case.request_id, body, answer))
 
     # ------------------------------------------------------------------ answering
 

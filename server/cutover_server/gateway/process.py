@@ -19,11 +19,12 @@ import aiohttp
 from cutover.fetch import FetchPolicy, guarded_session
 from cutover.route import Route
 from cutover_server.gateway.app import Applications
-from cutover_server.gateway.arms import ArmCaller, outbound_session
+from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.breakers import Breakers
 from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.exchange import Exchange
+from cutover_server.gateway.http_pool import HttpPool
 from cutover_server.gateway.http_server import Server
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
@@ -62,7 +63,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
 
     async with contextlib.AsyncExitStack() as stack:
-        arms_session = await stack.enter_async_context(outbound_session(settings.connections))
+        pool = stack.enter_context(contextlib.closing(HttpPool(settings.connections)))
         own_session = await stack.enter_async_context(
             aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -93,7 +94,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         watch = _watch(settings, board, own_session)
         in_flight = InFlight(settings.max_in_flight_bytes)
-        caller = ArmCaller(arms_session, settings.keys_folder, settings.silence_seconds)
+        caller = ArmCaller(pool, settings.keys_folder, settings.silence_seconds)
         shadow = Shadow(
             caller,
             metrics,

@@ -5,7 +5,7 @@ whole" and "delete whole". A segment file does these with one fdatasync per grou
 checkpoint that stalls a commit, and its damage is confined to single lines that carry a checksum.
 
 One thread writes. Whatever is waiting when it gets its turn is written and synced together (group commit): a lone
-request pays one sync, a crowd shares it. Pictures go to their own files, named by digest, while the arm is still
+request pays one sync, a crowd waits two milliseconds to share it. Pictures go to their own files, named by digest, while the arm is still
 thinking. The spool is bounded: when it is full, or the disk refuses, the caller of `append` is told with `SpoolFull`
 and nothing is left half-written.
 """
@@ -18,6 +18,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from cutover_server.gateway.spool_folder import SpoolFolder
 log = logging.getLogger(__name__)
 SEGMENT_BYTES = 4_000_000
 _GROUP = 512
+_GATHER_SECONDS = 0.002
+_CROWD_SECONDS = 0.005
+"""Who comes within this time of the last sync is one of a crowd."""
 
 
 class SpoolFull(Exception):
@@ -113,9 +117,11 @@ class Spool:
     # ------------------------------------------------------------------ the writer's thread
 
     def _run(self) -> None:
-        final = False
+        final, synced = False, 0.0
         while not final:
             group = [self._jobs.get()]
+            if time.monotonic() - synced < _CROWD_SECONDS:
+                time.sleep(_GATHER_SECONDS)
             while len(group) < _GROUP:
                 try:
                     group.append(self._jobs.get_nowait())
@@ -128,6 +134,7 @@ class Spool:
                 if isinstance(job, _Seal):
                     self._seal_active()
                     final = final or job.final
+            synced = time.monotonic()
             outcomes = [(future, failures.get(at)) for at, (_, future) in enumerate(group)]
             try:
                 self._loop.call_soon_threadsafe(_resolve, outcomes)
