@@ -66,7 +66,7 @@ class ArmCaller:
         if arm.key is not None:
             headers += b"Authorization: Bearer %b\r\n" % self._key(arm.key)
         where = endpoint(arm.base_url.rstrip("/") + "/chat/completions")
-        return await self._pool.post(where, headers, body, limit_at, self._silence_seconds)
+        return await self._pool.send(b"POST", where, headers, body, limit_at, self._silence_seconds)
 
     def _key(self, name: str) -> bytes:
         if not name or "/" in name or name.startswith("."):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -30,8 +29,6 @@ class Case:
     started: float
     deadline: float
     """Both on the monotonic clock."""
-    kept: list[asyncio.Future[None]]
-    """The pictures' way to the spool."""
 
     @property
     def route(self) -> Route:

@@ -71,11 +71,7 @@ class Exchange:
                 arm, case.body_for(arm), limit_seconds, case.route.task, case.in_force.is_valid
             )
 
-        try:
-            attempts = await self.asking.until_answered(case, ask)
-        except BaseException:
-            self.forget(case)
-            raise
+        attempts = await self.asking.until_answered(case, ask)
         await self.conclude(case, attempts)
         return self.reply(case, attempts)
 
@@ -114,7 +110,6 @@ class Exchange:
             received=received,
             started=started,
             deadline=started + self.request_seconds,
-            kept=self.spool.keep_pictures([(one.digest, one.body) for one in _distinct(pictures)]),
         )
 
     async def conclude(self, case: Case, attempts: list[Attempt]) -> None:
@@ -123,15 +118,8 @@ class Exchange:
         if settled.outcome == "error" and attempts[0].reading.kind == "refused":
             self.asking.breakers.failed(attempts[0])
         written = await self._write_down(case, settled, attempts)
-        if not written:
-            self.forget(case)
         self._count(case, settled, attempts, time.monotonic() - case.started)
         self._mirror(case, settled, attempts, written)
-
-    def forget(self, case: Case) -> None:
-        """No record will name the case's pictures: they go once they have been written, unless others need them."""
-        writing = asyncio.gather(*case.kept, return_exceptions=True)
-        writing.add_done_callback(lambda _: self.spool.folder.let_go(case.digests))
 
     # ------------------------------------------------------------------ writing down
 
@@ -149,28 +137,19 @@ class Exchange:
             pictures=case.digests,
             drawn_later=case.route.labels.by_stratum and _makes_pair(case, settled, attempts),
         )
-        # Pictures are on disk long before an arm has answered. Where they are not, the record outlives our patience.
-        late = any(not picture.done() for picture in case.kept)
-        writing = asyncio.ensure_future(self._to_the_spool(case.kept, line)) if late else None
+        pictures = [(picture.digest, picture.body) for picture in case.pictures]
         try:
             async with asyncio.timeout(_SPOOL_SECONDS):
-                await (asyncio.shield(writing) if writing else self._to_the_spool(case.kept, line))
+                await self.spool.append(line, pictures)
             return True
         except SpoolFull as problem:
             log.error("request %s is not recorded: the spool is full (%s)", case.request_id, problem)
         except TimeoutError:
             log.error("request %s is answered unrecorded: the spool's disk is too slow", case.request_id)
-            if writing is not None:
-                writing.add_done_callback(lambda done: done.cancelled() or done.exception())
             self.metrics.spool_full.inc()
-            return True  # it may still reach the disk, and then names its pictures
+            return True  # it may still reach the disk
         self.metrics.spool_full.inc()
         return False
-
-    async def _to_the_spool(self, kept: list[asyncio.Future[None]], line: bytes) -> None:
-        for picture in kept:
-            await picture
-        await self.spool.append(line)
 
     def _count(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], seconds: float) -> None:
         route, chosen, arm = case.route, case.chosen, case.arm

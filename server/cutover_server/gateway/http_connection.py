@@ -211,7 +211,9 @@ class Connection(asyncio.Protocol):
         """A reply to nothing has come behind the reply."""
         self._paused = False
 
-    def ask(self, data: Sequence[bytes], kept: bool, limit_at: float, silence_seconds: float) -> Reply:
+    def ask(
+        self, data: Sequence[bytes | memoryview], kept: bool, limit_at: float, silence_seconds: float
+    ) -> Reply:
         """Sends a request; one at a time."""
         assert self._transport is not None
         self._head_bytes, self._interim, self._framed, self._keeps = 0, False, False, False

@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
@@ -46,8 +46,14 @@ class Endpoint:
     host: str
     port: int
     tls: bool
-    head: bytes
-    """Request target and Host; with the user and password of the URL, if it holds any."""
+    target: bytes
+    """Path and query."""
+    headers: bytes
+    """Host; and the user and password of the URL, if it holds any."""
+
+    def below(self, path: str) -> Endpoint:
+        """The endpoint with a path behind its own."""
+        return replace(self, target=self.target.rstrip(b"/") + path.encode("ascii"))
 
 
 @lru_cache(maxsize=256)
@@ -65,11 +71,12 @@ def endpoint(url: str) -> Endpoint:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if any(character <= " " or character > "~" for character in target + shown):
         raise ValueError("the URL holds a character that must be percent-encoded")
-    head = f"{target} HTTP/1.1\r\nHost: {shown}\r\n"
+    headers = f"Host: {shown}\r\n"
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        head += f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
-    return Endpoint(host, parts.port or (443 if tls else 80), tls, head.encode("ascii"))
+        headers += f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    port = parts.port or (443 if tls else 80)
+    return Endpoint(host, port, tls, target.encode("ascii"), headers.encode("ascii"))
 
 
 class HttpPool:
@@ -84,14 +91,27 @@ class HttpPool:
         self._ssl: ssl.SSLContext | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def post(
-        self, where: Endpoint, headers: bytes, body: Sequence[bytes], limit_at: float, silence_seconds: float
+    async def send(
+        self,
+        method: bytes,
+        where: Endpoint,
+        headers: bytes,
+        body: Sequence[bytes | memoryview],
+        limit_at: float,
+        silence_seconds: float,
     ) -> Reply:
         """The reply, its head read; to be closed. Raises TimeoutError, NotConnected, ReplyBroken, ReplyTooLarge.
 
         `limit_at` is loop time; `silence_seconds` bounds a pause within a reply that has begun.
         """
-        head = b"POST %b%bContent-Length: %d\r\n\r\n" % (where.head, headers, sum(map(len, body)))
+        size = sum(map(len, body))
+        head = b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            method,
+            where.target,
+            where.headers,
+            headers,
+            size,
+        )
         data = (head, *body)
         reply = await self._send(where, data, limit_at, silence_seconds, fresh=False)
         try:
@@ -118,7 +138,12 @@ class HttpPool:
     # ------------------------------------------------------------------ connections
 
     async def _send(
-        self, where: Endpoint, data: Sequence[bytes], limit_at: float, silence_seconds: float, fresh: bool
+        self,
+        where: Endpoint,
+        data: Sequence[bytes | memoryview],
+        limit_at: float,
+        silence_seconds: float,
+        fresh: bool,
     ) -> Reply:
         await self._turn(limit_at)
         try:

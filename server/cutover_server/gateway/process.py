@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _FIRST_ROUTE_SECONDS = 5.0
 """How long readiness waits to hear the route's source; then the cached or idle route will do."""
 _DELIVERY_SECONDS = 5.0
+_OWN_CONNECTIONS = 4
+"""To the assessments service."""
 _OBJECTS_BEFORE_COLLECTION = 20_000
 
 
@@ -64,6 +66,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
     async with contextlib.AsyncExitStack() as stack:
         pool = stack.enter_context(contextlib.closing(HttpPool(settings.connections)))
+        own_pool = stack.enter_context(contextlib.closing(HttpPool(_OWN_CONNECTIONS)))
         own_session = await stack.enter_async_context(
             aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -86,7 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         sender = Sender(
             spool,
             settings.spool,
-            own_session,
+            own_pool,
             settings.assessments_url,
             settings.internal_token,
             chance,

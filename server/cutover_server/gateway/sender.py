@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-import aiohttp
 import orjson
 
 from cutover.contract import PATH_PICTURES, PATH_RECORDS
+from cutover_server.gateway.http_connection import ReplyTooLarge
+from cutover_server.gateway.http_pool import HttpPool, endpoint
 from cutover_server.gateway.segments import read_segment
 from cutover_server.gateway.spool import Spool
 from cutover_server.gateway.spool_folder import SpoolFolder, pictures_of
@@ -31,6 +32,8 @@ _LINGER_SECONDS = 0.1
 _CROWD_RECORDS, _CROWD_LINGER_SECONDS = 10, 0.5
 """A segment costs the same however many records it holds: where many come, more are waited for."""
 _ADOPTION_SECONDS = 30.0
+_BYTES, _JSON = b"application/octet-stream", b"application/json"
+_CALL_SECONDS = 30.0
 _RECORD, _SHADOW = b'{"record":', b'{"shadow":'
 _BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
@@ -47,7 +50,7 @@ class _Unfit(Exception):
 class Sender:
     spool: Spool
     root: Path
-    session: aiohttp.ClientSession
+    pool: HttpPool
     url: str
     token: str
     chance: Callable[[], float]
@@ -137,38 +140,36 @@ class Sender:
                 self._adopted.append(folder)
 
     async def _deliver(self, folder: SpoolFolder, segment: Path) -> None:
-        content = read_segment(await asyncio.to_thread(segment.read_bytes))
+        data = await asyncio.to_thread(segment.read_bytes)
+        content = read_segment(data)
         if segment not in self._delivered:
             for line in content.damaged:
                 self._put_aside(folder, line, "damaged on disk")
-        pictures = [pictures_of(payload) for payload in content.payloads]
         done = self._delivered.setdefault(segment, 0)
         while done < len(content.payloads):
             batch = _next_batch(content.payloads, done)
-            for digest in dict.fromkeys(chain.from_iterable(pictures[done : done + len(batch)])):
-                await self._put_picture(folder, digest)
+            for digest in dict.fromkeys(chain.from_iterable(map(pictures_of, batch))):
+                place = content.pictures.pop(digest, None)
+                if place is not None:  # else delivered with a record before
+                    await self._put_picture(folder, digest, memoryview(data)[place[0] : sum(place)])
             await self._post(folder, batch)
             done += len(batch)
             self._delivered[segment] = done
         self._last_records = len(content.payloads)
-        await asyncio.to_thread(folder.drop, segment, len(content.payloads), chain.from_iterable(pictures))
+        await asyncio.to_thread(folder.drop, segment, len(content.payloads))
         self._delivered.pop(segment, None)
 
-    async def _put_picture(self, folder: SpoolFolder, digest: str) -> None:
+    async def _put_picture(self, folder: SpoolFolder, digest: str, body: memoryview) -> None:
         try:
-            body = await asyncio.to_thread((folder.pictures / digest).read_bytes)
-        except FileNotFoundError:
-            return  # delivered with an earlier record, or put aside
-        try:
-            await self._send("PUT", f"{PATH_PICTURES}/{digest}", body, "application/octet-stream")
+            await self._send(b"PUT", f"{PATH_PICTURES}/{digest}", body, _BYTES)
         except _Unfit as refusal:
             log.error("picture %s is put aside: %s", digest, refusal)
-            await asyncio.to_thread(folder.bury_picture, digest)
+            await asyncio.to_thread(folder.bury_picture, digest, body)
             self.dead_letter()
 
     async def _post(self, folder: SpoolFolder, batch: list[bytes]) -> None:
         try:
-            reply = await self._send("POST", PATH_RECORDS, _batch_body(batch), "application/json")
+            reply = await self._send(b"POST", PATH_RECORDS, _batch_body(batch), _JSON)
         except _Unfit as refusal:
             if len(batch) == 1:
                 self._put_aside(folder, batch[0], str(refusal))
@@ -183,20 +184,24 @@ class Sender:
             if reason is not None:
                 self._put_aside(folder, payload, reason)
 
-    async def _send(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
-        headers = {"Content-Type": content_type, "Authorization": f"Bearer {self.token}"}
+    async def _send(self, method: bytes, path: str, body: bytes | memoryview, kind: bytes) -> bytes:
+        headers = b"Content-Type: %b\r\nAuthorization: Bearer %b\r\n" % (kind, self.token.encode())
+        shown = method.decode()
         try:
-            async with self.session.request(
-                method, self.url.rstrip("/") + path, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                status, reply = response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _NotTaken(f"{method} failed: {type(error).__name__}") from error
-        if status in _UNFIT:
-            raise _Unfit(f"{method} was answered with {status}")
-        if not 200 <= status < 300:
-            raise _NotTaken(f"{method} was answered with {status}")
-        return reply
+            where = endpoint(self.url).below(path)
+            limit_at = asyncio.get_running_loop().time() + _CALL_SECONDS
+            reply = await self.pool.send(method, where, headers, (body,), limit_at, _CALL_SECONDS)
+            try:
+                told = await reply.body()
+            finally:
+                reply.close()
+        except (OSError, ReplyTooLarge) as error:
+            raise _NotTaken(f"{shown} failed: {type(error).__name__}") from error
+        if reply.status in _UNFIT:
+            raise _Unfit(f"{shown} was answered with {reply.status}")
+        if not 200 <= reply.status < 300:
+            raise _NotTaken(f"{shown} was answered with {reply.status}")
+        return told
 
     def _put_aside(self, folder: SpoolFolder, payload: bytes, reason: str) -> None:
         log.error("an entry is put aside as a dead letter in %s: %s", folder.dead, reason)
