@@ -535,7 +535,7 @@ async def test_every_route_has_a_door(embedded: Running, tmp_path: Path) -> None
             async with embedded.client.request(
                 method, embedded.base + path, headers=headers, allow_redirects=False
             ) as response:
-                if path.startswith(("/api/", "/internal/")):
+                if path.startswith(("/api/", "/internal/", "/v1/")):
                     assert response.status == 401, (method, path)
                 else:
                     assert response.status == 303, (method, path)

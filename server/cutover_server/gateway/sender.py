@@ -29,7 +29,7 @@ BATCH_RECORDS = 100
 BATCH_BYTES = 1_000_000
 _UNFIT = frozenset({400, 413, 415, 422})
 _LINGER_SECONDS = 0.1
-_CROWD_RECORDS, _CROWD_LINGER_SECONDS = 10, 0.5
+_CROWD_RECORDS, _CROWD_LINGER_SECONDS = 3, 1.0
 """A segment costs the same however many records it holds: where many come, more are waited for."""
 _ADOPTION_SECONDS = 30.0
 _BYTES, _JSON = b"application/octet-stream", b"application/json"
