@@ -17,8 +17,8 @@ import aiohttp
 import uvicorn
 
 from cutover.task import Task
-from cutover_server.assessments.audit import Actor
 from cutover_server.assessments.app import build_app, build_ops_app
+from cutover_server.assessments.audit import Actor
 from cutover_server.assessments.service import Service
 from cutover_server.assessments.settings import Settings
 

@@ -19,7 +19,8 @@ from cutover_server.gateway.http_connection import (
     ReplyTooLarge,
 )
 from cutover_server.gateway.http_pool import HttpPool, NotConnected, endpoint
-from cutover_server.gateway.http_server import Answer, Head, Limits, Send, Server
+from cutover_server.gateway.http_server import Limits, Server
+from cutover_server.gateway.http_visit import Answer, Head, Send
 from fakes.gateway_rig import free_port, until
 
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -16,7 +16,7 @@ from cutover import contract
 from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.chat_request import ChatRequest, read_request
 from cutover_server.gateway.exchange import Exchange
-from cutover_server.gateway.http_server import Answer, Head, Send
+from cutover_server.gateway.http_visit import Answer, Head, Send
 from cutover_server.gateway.identity import uuid7
 from cutover_server.gateway.metrics import arms_of
 from cutover_server.gateway.openai_shape import ApiError, as_stream

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from email.utils import formatdate
-from http import HTTPStatus
-from typing import Protocol, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import httptools
 
+from cutover_server.gateway.http_visit import Answer, Head, Visit, response_head
 from cutover_server.gateway.openai_shape import ApiError
 
 MAX_HEAD_BYTES = 65_536
@@ -27,43 +25,6 @@ MAX_HEAD_BYTES = 65_536
 _KEEP_ALIVE_SECONDS = 75.0
 _DISCARD_SECONDS = 1.0
 _BACKLOG = 2048
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
-Send = Callable[[bytes], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Head:
-    """What comes before a body. Headers by lower-case name; of a repeated one the first."""
-
-    method: str = ""
-    path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Answer:
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-    stream: Callable[[Send], Awaitable[bool]] | None = None
-    """Instead of a body: sends its pieces, and says whether they end well. `send` raises OSError when nobody reads."""
-
-
-class Visit(Protocol):
-    """One request. `close` is called once it is over, however it ends."""
-
-    refusal: Answer | None
-    """Set when the head alone says that this is not to be answered."""
-
-    def arrives(self, size: int) -> Answer | None:
-        """So many bytes of body have come; an answer ends the visit."""
-
-    def is_late(self) -> Answer:
-        """The body has not come within its time."""
-
-    async def answer(self, body: bytes) -> Answer: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +270,7 @@ class Connection(asyncio.Protocol):
             arriving.visit.close()
         self._last = self._deaf = True
         if self._serving is None:  # else the answer under way is the last one
-            self._write(_response(answer, keeps=False), answer.body)
+            self._write(response_head(answer, keeps=False), answer.body)
             self._end_soon()
 
     def _body_is_late(self) -> None:
@@ -343,9 +304,9 @@ class Connection(asyncio.Protocol):
             keeps = incoming.keeps and not self._last
             if answer.stream is None:
                 body = b"" if incoming.head.method == "HEAD" else answer.body
-                self._write(_response(answer, keeps), body)
+                self._write(response_head(answer, keeps), body)
             else:
-                self._write(_response(answer, keeps))
+                self._write(response_head(answer, keeps))
                 if await answer.stream(self._send):
                     self._write(b"0\r\n\r\n")
                 else:
@@ -393,25 +354,3 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         else:
             self._idle_timer = self._loop.call_at(until, self._look_whether_idle)
-
-
-_date = (0, "")
-
-
-def _response(answer: Answer, keeps: bool) -> bytes:
-    """The head of a response."""
-    global _date
-    now = int(time.time())
-    if _date[0] != now:
-        _date = (now, f"date: {formatdate(now, usegmt=True)}\r\n")
-    lines = [_STATUS_LINES[answer.status], _date[1]]
-    for name, value in answer.headers.items():
-        if not value.isprintable():
-            raise ValueError(f"header {name}: its value cannot be sent")
-        lines.append(f"{name}: {value}\r\n")
-    if answer.stream is None:
-        lines.append(f"content-length: {len(answer.body)}\r\n")
-    else:
-        lines.append("transfer-encoding: chunked\r\n")
-    lines.append("\r\n" if keeps else "connection: close\r\n\r\n")
-    return "".join(lines).encode("latin-1")
