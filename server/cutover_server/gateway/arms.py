@@ -1,8 +1,8 @@
 """Asks one arm once, within a time, and says what came of it. Never asks again what an arm may still be working on.
 
-Three times bound a call: to connect, between two bytes of the reply once it has begun, and for the whole. Keys are read
-from files at the moment of use, so that a rotated Secret needs no restart; they reach the arm's own origin only, since
-redirects are not followed, and no message here holds one.
+Three times bound a call: to connect, between two bytes of the reply once it has begun, and for the whole. A key's file
+is looked at whenever the key is used, so that a rotated Secret needs no restart; keys reach the arm's own origin only,
+since redirects are not followed, and no message here holds one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class ArmCaller:
         self._keys_folder = keys_folder
         self._silence_seconds = silence_seconds
         """Longest pause within a reply that has begun."""
+        self._keys: dict[str, tuple[tuple[int, int, int], bytes]] = {}
+        """By file, with what the file looked like when it was read."""
 
     async def ask(
         self,
@@ -71,13 +73,20 @@ class ArmCaller:
     def _key(self, name: str) -> bytes:
         if not name or "/" in name or name.startswith("."):
             raise KeyMissing(f"key {name!r} is not the name of a file")
+        path = self._keys_folder / name
         try:
-            key = (self._keys_folder / name).read_text(encoding="ascii").strip()
+            told = path.stat()
+            stamp = (told.st_ino, told.st_mtime_ns, told.st_size)
+            kept = self._keys.get(name)
+            if kept is not None and kept[0] == stamp:
+                return kept[1]
+            key = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise KeyMissing(f"key file {name} cannot be read: {type(error).__name__}") from None
         if not key.isprintable():
             raise KeyMissing(f"key file {name} holds more than one line")
-        return key.encode("ascii")
+        self._keys[name] = (stamp, key.encode("ascii"))
+        return self._keys[name][1]
 
 
 def failure_of(problem: Exception, limit_seconds: float) -> Reading:
