@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutover.confidence import decisive_confidence
 from cutover.fetch import FetchRefused
 from cutover.records import AssessmentRecord, ShadowUpdate
 from cutover.route import Arm, LabelSampling, Route
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.chat_request import body_for_arm, messages_as_kept, read_request
-from cutover_server.gateway.confidence import decisive_confidence
 from cutover_server.gateway.embedded import cut_out, marker
 from cutover_server.gateway.openai_shape import ApiError
 from cutover_server.gateway.pictures import _decode

@@ -1,8 +1,8 @@
-"""HTTP/1.1 as the gateway speaks it to arms: a body that is there whole, a bounded reply, kept connections.
+"""HTTP/1.1 as the gateway speaks it to arms and to the assessments service: a body that is there whole, a bounded reply.
 
-A general client costs more CPU per request than all the rest of the gateway (docs/decisions/0014). This one follows no
-redirects, knows no cookies, proxies or compression, and never sends a request twice, but for one case: a kept connection
-that fails at once had been closed by the server, and that request reached nobody.
+A general client does much that no arm needs, on every request (docs/decisions/0014). This one follows no redirects,
+knows no cookies, proxies or compression, and never sends a request twice, but for one case: a kept connection that fails
+at once had been closed by the server, and that request reached nobody.
 """
 
 from __future__ import annotations

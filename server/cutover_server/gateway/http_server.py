@@ -1,9 +1,9 @@
 """HTTP/1.1 as the gateway serves it: a request with its whole body becomes a visit, and its answer leaves in one write.
 
-A general server and framework cost a third of the gateway's work per request (docs/decisions/0014). Requests of a
-connection are answered in turn. Heads are bounded, and bodies by what the visit says to each piece; what is no HTTP is
-refused in OpenAI's shape. Whoever is refused while still sending is listened to for a moment: reset, it would never
-read why. A stream that must not end cleanly ends by a cut connection.
+A general server and framework do much that two paths do not need (docs/decisions/0014). Requests of a connection are
+answered in turn. Heads are bounded, and bodies by what the visit says to each piece; what is no HTTP is refused in
+OpenAI's shape. Whoever is refused while still sending is listened to for a moment: reset, it would never read why. A
+stream that must not end cleanly ends by a cut connection.
 """
 
 from __future__ import annotations
