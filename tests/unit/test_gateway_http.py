@@ -382,6 +382,14 @@ async def test_who_is_refused_while_sending_can_read_why() -> None:
         await until(lambda: all(visit.closed for visit in visits))
 
 
+async def test_a_server_that_is_leaving_closes_connections_with_their_answers() -> None:
+    async with served() as (port, _, server):
+        server.leaving = True
+        told = await spoken(port, post("/a", b"one") + post("/b", b"two"))
+        assert told.count(b"HTTP/1.1 200 OK\r\n") == 1
+        assert b"connection: close" in told
+
+
 async def test_a_server_that_stops_lets_requests_finish_and_idle_connections_go() -> None:
     async with served() as (port, visits, server):
         idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", port)

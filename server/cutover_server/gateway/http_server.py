@@ -51,6 +51,9 @@ class Server:
         self.visit = visit
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
+        self.leaving = False
+        """Set some time before `stopping`: still answers, but closes each connection with its answer, so that the
+        caller's next request does not meet a connection that is just being closed."""
         self.stopping = asyncio.Event()
         self._host, self._port, self._drain_seconds = host, port, drain_seconds
         self._listener: asyncio.Server | None = None
@@ -301,7 +304,7 @@ class Connection(asyncio.Protocol):
             if answer is None:
                 pieces, incoming.body = incoming.body, []
                 answer = await visit.answer(pieces.pop() if len(pieces) == 1 else b"".join(pieces))
-            keeps = incoming.keeps and not self._last
+            keeps = incoming.keeps and not self._last and not self._server.leaving
             if answer.stream is None:
                 body = b"" if incoming.head.method == "HEAD" else answer.body
                 self._write(response_head(answer, keeps), body)

@@ -153,6 +153,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, app, ops}, return_when=asyncio.FIRST_COMPLETED)
         operations.ready = False
+        app_server.leaving = True
         log.info("draining")
         if stop.is_set():
             await asyncio.sleep(settings.drain_delay_seconds)
