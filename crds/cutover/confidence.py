@@ -16,34 +16,61 @@ from typing import Any
 _DECODER = json.JSONDecoder()
 
 
-def decisive_confidence(content: object, field: str) -> float | None:
-    """`content` is `choices[0].logprobs.content` of an answer, or whatever stands there."""
+def decisive_confidence(content: object, field: str, text: str | None = None) -> float | None:
+    """`content` is `choices[0].logprobs.content` of an answer, or whatever stands there.
+
+    `text` is the answer's text: where the tokens spell exactly that in ASCII, their bytes need not be looked at.
+    """
     if not isinstance(content, list) or not content:
         return None
-    pieces: list[bytes] = []
-    logprobs: list[float] = []
-    for entry in content:
-        piece, logprob = _token(entry)
-        if piece is None or logprob is None:
-            return None
-        pieces.append(piece)
-        logprobs.append(logprob)
-    return value_probability(pieces, logprobs, field)
+    told = _plain(content, text) or _tokens(content)
+    return _probability(*told, field) if told is not None else None
 
 
 def value_probability(pieces: Sequence[bytes], logprobs: Sequence[float], field: str) -> float | None:
     """The same from the tokens' bytes, which add up to the answer, and the natural logarithm of each one's probability."""
+    return _probability([piece.decode("latin-1") for piece in pieces], logprobs, field)
+
+
+def _probability(pieces: Sequence[str], logprobs: Sequence[float], field: str) -> float | None:
     # Latin-1 gives every byte one character, so positions in the text are positions in the bytes.
-    span = value_span(b"".join(pieces).decode("latin-1"), field.encode().decode("latin-1"))
+    span = value_span("".join(pieces), field.encode().decode("latin-1"))
     if span is None:
         return None
     start, end = span
     total, at = 0.0, 0
     for piece, logprob in zip(pieces, logprobs, strict=True):
-        if at < end and at + len(piece) > start:
-            total += logprob
+        if at >= end:
+            break
         at += len(piece)
+        if at > start:
+            total += logprob
     return math.exp(min(total, 0.0))
+
+
+def _plain(content: list[Any], text: str | None) -> tuple[list[str], list[float]] | None:
+    try:
+        pieces = [entry["token"] for entry in content]
+        logprobs = [entry["logprob"] for entry in content]
+        if text is None or not text.isascii() or "".join(pieces) != text:
+            return None
+    except (KeyError, TypeError, IndexError):
+        return None
+    if set(map(type, logprobs)) - {float, int} or any(map(math.isnan, logprobs)):
+        return None
+    return pieces, logprobs
+
+
+def _tokens(content: list[Any]) -> tuple[list[str], list[float]] | None:
+    pieces: list[str] = []
+    logprobs: list[float] = []
+    for entry in content:
+        piece, logprob = _token(entry)
+        if piece is None or logprob is None:
+            return None
+        pieces.append(piece.decode("latin-1"))
+        logprobs.append(logprob)
+    return pieces, logprobs
 
 
 def value_span(text: str, field: str) -> tuple[int, int] | None:

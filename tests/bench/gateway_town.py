@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -140,6 +141,11 @@ async def _serve(port: int) -> None:
 # ------------------------------------------------------------------ load
 
 
+_NUMBER = b"0123456789abcdef0123"
+"""Stands in each picture, and is replaced by the number of the request: no picture is ever sent twice."""
+_numbers = itertools.count()
+
+
 def request(body: bytes) -> bytes:
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
@@ -154,7 +160,8 @@ def chat(picture_bytes: int, stream: bool, slow: bool) -> bytes:
         {"type": "text", "text": "Assess the photo. " + "It was taken today. " * 30}
     ]
     if picture_bytes:
-        picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + os.urandom(picture_bytes)).decode()
+        own = base64.b64decode(_NUMBER)
+        picture = base64.b64encode(b"\x89PNG\r\n\x1a\n " + own + os.urandom(picture_bytes)).decode()
         parts.append({"type": "image_url", "image_url": {"url": "data:image/png;base64," + picture}})
     document: dict[str, Any] = {
         "model": "gpt-4o",
@@ -212,7 +219,7 @@ class Load:
 
 
 async def load(port: int, bodies: list[bytes], in_flight: int, count: int) -> Load:
-    """A closed loop of so many connections; each request takes the next body."""
+    """A closed loop of so many connections; each request takes the next body, with a number of its own."""
     requests = [request(body) for body in bodies]
     seconds: list[float] = []
     failures, started = 0, 0
@@ -223,7 +230,7 @@ async def load(port: int, bodies: list[bytes], in_flight: int, count: int) -> Lo
         client: _Client | None = None
         while started < count:
             started += 1
-            data = requests[started % len(requests)]
+            data = requests[started % len(requests)].replace(_NUMBER, b"%020d" % next(_numbers), 1)
             if client is None or client.transport.is_closing():
                 client = (await loop.create_connection(_Client, "127.0.0.1", port))[1]
             begun = time.perf_counter()

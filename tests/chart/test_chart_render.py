@@ -173,8 +173,33 @@ def test_records_wait_for_the_database_on_a_volume_that_outlives_the_pod() -> No
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert mounts[settings["CUTOVER_SPOOL_DIR"]] == claim["metadata"]["name"]
     assert mounts[contract.KEYS_FOLDER] == "keys"
+    assert settings["CUTOVER_MAX_SPOOL_BYTES"] == str(20 * 2**30 * 4 // 5)
     assert gateway["template"]["spec"]["terminationGracePeriodSeconds"] == 60
     assert settings["CUTOVER_DRAIN_SECONDS"] == "50"
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [("500M", 400_000_000), ("1Ti", 879_609_302_220), ("", 4 * 2**30)]
+)
+def test_the_spool_fills_four_fifths_of_its_volume(size: str, limit: int) -> None:
+    gateway = {**GATEWAY, "spool": {"size": size} if size else {}}
+    told = environment(rendered(*values(gateways=[gateway])), "StatefulSet", "assess")
+    assert told["CUTOVER_MAX_SPOOL_BYTES"] == str(limit)
+
+
+def test_the_keys_of_applications_come_from_a_secret_and_only_if_asked_for() -> None:
+    gateway = find(rendered(*VARIANTS["full"]), "StatefulSet", "assess")["spec"]["template"]["spec"]
+    (secret,) = (volume["secret"] for volume in gateway["volumes"] if volume["name"] == "client-keys")
+    assert secret["secretName"] == "application-keys"
+    mounts = {mount["name"]: mount for mount in gateway["containers"][0]["volumeMounts"]}
+    told = environment(rendered(*VARIANTS["full"]), "StatefulSet", "assess")
+    folder = mounts["client-keys"]["mountPath"]
+    assert told["CUTOVER_CLIENT_KEYS_FILE"] == f"{folder}/{secret['items'][0]['path']}"
+    assert mounts["client-keys"]["readOnly"] is True
+    assert "subPath" not in mounts["client-keys"], "a file of its own would never change"
+    plain = find(rendered(*VARIANTS["full"]), "StatefulSet", "second")["spec"]["template"]["spec"]
+    assert "client-keys" not in {volume["name"] for volume in plain["volumes"]}
+    assert "CUTOVER_CLIENT_KEYS_FILE" not in environment(rendered(*VARIANTS["full"]), "StatefulSet", "second")
 
 
 def test_a_database_and_a_picture_store_elsewhere_need_no_claim() -> None:
@@ -256,6 +281,8 @@ def test_selectors_match_their_own_pods_only(variant: str) -> None:
         ({"gateways": [{**GATEWAY, "name": "Assess"}]}, "name"),
         ({"gateways": [{**GATEWAY, "replica": 1}]}, "replica"),
         ({"gateways": [{**GATEWAY, "spool": {"size": "much"}}]}, "size"),
+        ({"gateways": [{**GATEWAY, "streaming": "sometimes"}]}, "streaming"),
+        ({"gateways": [{**GATEWAY, "clientKeysSecret": "My Keys"}]}, "clientKeysSecret"),
         ({"gateways": [{**GATEWAY, "providers": {"gpt-4": {"model": "gpt-4o"}}}]}, "baseUrl"),
         (
             {"gateways": [{**GATEWAY, "providers": {"gpt-4": {"baseUrl": "https://x/v1", "model": "m", "apiKey": "sk"}}}]},
@@ -434,7 +461,10 @@ def test_the_servers_understand_what_the_chart_tells_them(tmp_path: Path) -> Non
         found = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
         for variable, value in environment(documents, kind, name).items():
             found[variable] = value if isinstance(value, str) else f"{variable}-made-up"
-        return {variable: value.replace("/etc/cutover", str(tmp_path)) for variable, value in found.items()}
+        folders = {"/etc/cutover": str(tmp_path), "/var/run/cutover/clients": str(tmp_path)}
+        for mounted, here in folders.items():
+            found = {variable: value.replace(mounted, here) for variable, value in found.items()}
+        return found
 
     for config_map in (contract.gateway_config_map("assess"), "cutover-assessments"):
         for file, text in find(documents, "ConfigMap", config_map)["data"].items():
@@ -444,6 +474,9 @@ def test_the_servers_understand_what_the_chart_tells_them(tmp_path: Path) -> Non
     assert gateway.route_config_map == contract.route_config_map("assess")
     assert gateway.drain_seconds == 50
     assert gateway.keys_folder == Path(contract.KEYS_FOLDER)
+    assert gateway.client_keys_file == tmp_path / "keys"
+    assert gateway.streaming == "passthrough"
+    assert gateway.max_spool_bytes == 20 * 2**30 * 4 // 5
     assessments = read_assessments(told("Deployment", "cutover-assessments"))
     assert set(assessments.tasks) == {"building-damage", "roof-type"}
     assert assessments.blind_surveyors is False

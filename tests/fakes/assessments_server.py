@@ -27,6 +27,8 @@ class FakeAssessments:
     shadows: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     deliveries: int = 0
+    puts: int = 0
+    """Pictures taken, the same one again included."""
     problems: list[str] = field(default_factory=list)
 
     def app(self) -> Starlette:
@@ -52,6 +54,7 @@ class FakeAssessments:
         digest = request.path_params["digest"]
         if hashlib.sha256(body).hexdigest() != digest:
             return JSONResponse({"detail": "digest"}, 422)
+        self.puts += 1
         self.pictures[digest] = body
         return Response(status_code=204)
 

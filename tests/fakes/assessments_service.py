@@ -18,6 +18,7 @@ import uvicorn
 
 from cutover.task import Task
 from cutover_server.assessments.app import build_app, build_ops_app
+from cutover_server.assessments.audit import Actor
 from cutover_server.assessments.service import Service
 from cutover_server.assessments.settings import Settings
 
@@ -45,6 +46,10 @@ PNG = base64.b64decode(
 )
 PNG_DIGEST = hashlib.sha256(PNG).hexdigest()
 _numbers = itertools.count(1)
+
+
+def surveyor(name: str) -> Actor:
+    return Actor(name, "surveyor", "bearer")
 
 
 @dataclass

@@ -14,11 +14,13 @@ from starlette.routing import Route
 
 from cutover.contract import LABEL_CORRECTIONS, LABELS_MATURED, SATISFACTION
 from cutover_server.assessments.app import build_app
+from cutover_server.assessments.audit import schema_version
 from cutover_server.assessments.service import Service
 from fakes.assessments_service import (
     PNG,
     PNG_DIGEST,
     START,
+    TASK,
     Running,
     answer,
     new_settings,
@@ -271,6 +273,73 @@ async def test_feedback_counts_once_even_when_it_overtakes_its_record(service: R
     assert (await service.call("POST", path, json={"id": "f2", "score": "meh"}))[0] == 422
 
 
+async def test_the_audit_tells_who_said_what_became_of_it_and_against_which_schema(service: Running) -> None:
+    async def trail(identity: str) -> list[tuple[str, str, str]]:
+        status, told = await service.call("GET", f"/api/admin/audit/{identity}")
+        assert status == 200
+        assert [entry["at"] for entry in told["audit"]] == sorted(entry["at"] for entry in told["audit"])
+        return [(entry["who"], entry["action"], entry["effect"]) for entry in told["audit"]]
+
+    thumb = {"id": "a1", "score": "up", "client": "app"}
+    assert (await service.call("POST", "/v1/feedback", json=thumb))[1]["counted"] is True
+    await service.deliver(record("a1"))
+    assert (await service.call("POST", "/v1/feedback", json=thumb))[1]["counted"] is False
+    other = {**thumb, "score": "down"}
+    assert (await service.call("POST", "/v1/feedback", json=other))[1]["counted"] is False
+    later = {**thumb, "client": "portal"}
+    assert (await service.call("POST", "/v1/feedback", "surveyor", json=later))[1]["counted"] is True
+
+    async def label(who: str, severity: str) -> Any:
+        labels = {"damageType": "crack", "severity": severity}
+        body = {"id": "a1", "labeller": who, "labels": labels}
+        status, told = await service.call("POST", "/v1/feedback", json=body)
+        assert status == 200, told
+        return told
+
+    assert (await label("ann", "low"))["changed"]
+    assert not (await label("ann", "low"))["changed"]
+    assert (await label("ann", "high"))["truth"]["severity"] == "high", "the last word of a person counts"
+    assert (await label("bob", "low"))["truth"]["severity"] == "low", "of as many, the newest prevails"
+    assert (await label("cat", "high"))["truth"]["severity"] == "high", "the majority prevails"
+    service.clock.now += 101
+    await service.until(
+        lambda m: matured(m).get(("control", "right"), 0) + matured(m).get(("control", "wrong"), 0) == 1
+    )
+    assert (await label("dan", "low"))["late"]
+    assert await trail("a1") == [
+        ("app", "feedback", "early"),
+        ("app", "feedback", "repeated"),
+        ("app", "feedback", "refused"),
+        ("portal", "feedback", "kept"),
+        ("ann", "label", "kept"),
+        ("ann", "label", "repeated"),
+        ("ann", "label", "changed"),
+        ("bob", "label", "conflicting"),
+        ("cat", "label", "conflicting"),
+        ("dan", "label", "late"),
+    ]
+    entries = (await service.call("GET", "/api/admin/audit/a1"))[1]["audit"]
+    assert {entry["role"] for entry in entries} == {"admin", "surveyor"}
+    assert {entry["via"] for entry in entries} == {"bearer"}
+    assert {entry["schemaVersion"] for entry in entries if entry["action"] == "label"} == {
+        schema_version(TASK)
+    }
+    assert "crack" not in json.dumps(entries), "what was said is not told twice"
+    assert (await service.call("GET", "/api/admin/audit/a1", "surveyor"))[0] == 403
+    assert (await service.call("DELETE", "/api/admin/assessments/a1"))[0] == 200
+    assert len(await trail("a1")) == 10, "who spoke stays known"
+    assert (await service.call("POST", "/v1/feedback", json={"id": "a1", "labels": {"severity": "huge"}}))[
+        0
+    ] in (404, 422)
+
+
+def test_the_schema_version_follows_what_may_be_answered() -> None:
+    same = TASK.model_copy(update={"user_prompt": "What is broken?"})
+    assert schema_version(same) == schema_version(TASK)
+    fewer = TASK.model_copy(update={"scored_fields": TASK.scored_fields[:1]})
+    assert schema_version(fewer) != schema_version(TASK)
+
+
 async def test_counters_outlive_the_database(tmp_path: Path) -> None:
     server = new_server()
     async with running(new_settings(tmp_path, server.url("postgres"))) as service:
@@ -466,7 +535,7 @@ async def test_every_route_has_a_door(embedded: Running, tmp_path: Path) -> None
             async with embedded.client.request(
                 method, embedded.base + path, headers=headers, allow_redirects=False
             ) as response:
-                if path.startswith(("/api/", "/internal/")):
+                if path.startswith(("/api/", "/internal/", "/v1/")):
                     assert response.status == 401, (method, path)
                 else:
                     assert response.status == 303, (method, path)

@@ -24,7 +24,7 @@ from cutover_server.assessments.database import Database
 from cutover_server.assessments.intake import take
 from cutover_server.assessments.labelling import UnknownAssessment, give_feedback, validate
 from cutover_server.assessments.schema import label_totals, maturities, metadata, satisfaction_totals
-from fakes.assessments_service import START, TASK, MovableClock, answer, record
+from fakes.assessments_service import START, TASK, MovableClock, answer, record, surveyor
 from fakes.postgres_server import new_database
 
 TASKS = {TASK.name: TASK}
@@ -157,7 +157,7 @@ async def play(database: Database, events: list[tuple[str, Any]]) -> None:
             identity, labeller, damage, severity = value
             labels = {"damageType": damage, "severity": severity}
             try:
-                await validate(database, clock, identity, labeller, labels, "")
+                await validate(database, clock, identity, TASK, surveyor(labeller), labels, "")
             except UnknownAssessment:
                 continue
         else:
@@ -170,7 +170,9 @@ async def play(database: Database, events: list[tuple[str, Any]]) -> None:
         pass
     settled = await totals(database)
     # Whatever comes now is too late.
-    await validate(database, clock, "r0", "cat", {"damageType": "none", "severity": "low"}, "")
+    await validate(
+        database, clock, "r0", TASK, surveyor("cat"), {"damageType": "none", "severity": "low"}, ""
+    )
     late = [{"id": identity, "candidate": SHADOWS[identity]} for identity in IDS]
     await take(database, {"records": list(RECORDS.values()), "shadows": late}, clock.now)
     clock.now += 1000
@@ -271,7 +273,7 @@ async def test_two_replicas_racing_count_every_request_once() -> None:
 
         for client in ("a", "b"):
             for number in range(30):
-                await give_feedback(one, now, f"n{number:05}", client, "up", "")
+                await give_feedback(one, now, f"n{number:05}", surveyor(client), "up", "")
         counted = await asyncio.gather(drain(one), drain(two), drain(one), drain(two))
         assert sum(counted) == 1500
         assert sum(n > 0 for n in counted) > 1
@@ -320,7 +322,7 @@ async def test_labels_racing_maturity_are_in_the_totals_or_are_corrections() -> 
         async def label(number: int) -> bool:
             clock.now += 0.0005
             labels = {"damageType": "crack", "severity": "low"}
-            return (await validate(one, clock, f"n{number:05}", "ann", labels, "")).late
+            return (await validate(one, clock, f"n{number:05}", TASK, surveyor("ann"), labels, "")).late
 
         async def watch() -> None:
             for _ in range(12):

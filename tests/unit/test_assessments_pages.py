@@ -166,6 +166,28 @@ async def test_unfit_login_is_refused(service: Running, form: dict[str, str], st
 
 
 @pytest.mark.parametrize(
+    ("headers", "secure"),
+    [
+        ({}, False),
+        ({"X-Forwarded-Proto": "http"}, False),
+        ({"X-Forwarded-Proto": "https"}, True),
+        ({"X-Forwarded-Proto": "https, http"}, True),
+        ({"Forwarded": "for=192.0.2.1; proto=https; by=proxy"}, True),
+    ],
+)
+async def test_a_session_that_came_by_https_travels_by_https_only(
+    service: Running, headers: dict[str, str], secure: bool
+) -> None:
+    data = {"token": ADMIN, "name": "A"}
+    async with service.client.post(
+        f"{service.base}/login", data=data, headers=headers, allow_redirects=False
+    ) as response:
+        cookie = response.headers["Set-Cookie"]
+    assert ("; Secure" in cookie) is secure
+    assert "HttpOnly" in cookie
+
+
+@pytest.mark.parametrize(
     "target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:x", ""]
 )
 async def test_login_leads_to_no_other_site(service: Running, target: str) -> None:

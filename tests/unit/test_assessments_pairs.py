@@ -30,7 +30,16 @@ from cutover_server.assessments.schema import (
     pool_totals,
     weight_totals,
 )
-from fakes.assessments_service import START, TASK, MovableClock, answer, new_settings, record, running
+from fakes.assessments_service import (
+    START,
+    TASK,
+    MovableClock,
+    answer,
+    new_settings,
+    record,
+    running,
+    surveyor,
+)
 from fakes.postgres_server import new_database
 
 TASKS = {TASK.name: TASK}
@@ -51,7 +60,7 @@ async def totals(database: Database, table: Table) -> dict[tuple[str, ...], floa
 
 async def label(database: Database, identity: str, labeller: str, damage: str, severity: str = "low") -> None:
     labels = {"damageType": damage, "severity": severity}
-    await validate(database, MovableClock(START + 1), identity, labeller, labels, "")
+    await validate(database, MovableClock(START + 1), identity, TASK, surveyor(labeller), labels, "")
 
 
 def shadow(identity: str, damage: str = "crack", **more: Any) -> dict[str, Any]:

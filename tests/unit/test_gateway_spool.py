@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutover_server.gateway.segments import frame, read_segment
+from cutover_server.gateway.http_pool import HttpPool
+from cutover_server.gateway.segments import frame, frame_picture, read_segment
 from cutover_server.gateway.sender import Sender
 from cutover_server.gateway.spool import Spool, SpoolFull, claim_own_folder
 from cutover_server.gateway.spool_folder import SpoolFolder
@@ -24,14 +27,33 @@ from fakes.gateway_rig import INTERNAL_TOKEN, Rig, free_port, running, until
 PAYLOAD = st.binary(max_size=200).filter(lambda data: b"\n" not in data)
 
 
-@given(st.lists(PAYLOAD, max_size=20), st.integers(0, 5000))
-def test_a_torn_segment_gives_back_every_whole_line(payloads: list[bytes], cut: int) -> None:
-    data = b"".join(map(frame, payloads))
+PICTURE = st.binary(max_size=60)
+ENTRIES = st.lists(st.tuples(st.one_of(st.none(), PICTURE), PAYLOAD), max_size=12)
+
+
+def written(entries: list[tuple[bytes | None, bytes]]) -> list[bytes]:
+    """What stands in the segment for each entry: its picture if it has one, and its line."""
+    return [
+        (b"".join(frame_picture(digest_of(body), body)) if body is not None else b"") + frame(payload)
+        for body, payload in entries
+    ]
+
+
+@given(ENTRIES, st.integers(0, 5000))
+def test_a_torn_segment_gives_back_every_whole_entry(
+    entries: list[tuple[bytes | None, bytes]], cut: int
+) -> None:
+    parts = written(entries)
+    data = b"".join(parts)
     torn = data[: min(cut, len(data))]
     content = read_segment(torn)
-    whole = torn.count(b"\n")
-    assert content.payloads == tuple(payloads[:whole])
+    whole = sum(len(torn) >= end for end in itertools.accumulate(map(len, parts)))
+    assert content.payloads == tuple(payload for _, payload in entries[:whole])
     assert content.damaged == ()
+    for body, _ in entries[:whole]:
+        if body is not None:
+            at, length = content.pictures[digest_of(body)]
+            assert torn[at : at + length] == body
 
 
 @given(st.lists(PAYLOAD, min_size=1, max_size=10), st.data())
@@ -44,6 +66,20 @@ def test_damage_costs_its_line_and_no_other(payloads: list[bytes], data: st.Data
     content = read_segment(bytes(raw))
     assert len(content.payloads) + len(content.damaged) == len(payloads)
     assert len(content.damaged) == 1
+
+
+@given(ENTRIES, st.data())
+def test_damage_to_a_picture_costs_no_record(
+    entries: list[tuple[bytes | None, bytes]], data: st.DataObject
+) -> None:
+    body = data.draw(PICTURE)
+    payload = data.draw(PAYLOAD)
+    lost = bytearray(b"".join(frame_picture(digest_of(body), body)))
+    at = data.draw(st.integers(0, lost.index(10) - 1))
+    lost[at] ^= data.draw(st.integers(1, 255).filter(lambda value: lost[at] ^ value != 10))
+    content = read_segment(bytes(lost) + frame(payload) + b"".join(written(entries)))
+    assert content.payloads == (payload, *(one for _, one in entries))
+    assert len(content.damaged) >= 1
 
 
 def record(number: int, pictures: tuple[str, ...] = (), assessment: str | None = None) -> bytes:
@@ -71,8 +107,8 @@ def digest_of(body: bytes) -> str:
 class Post:
     """A sender with its spool and a stand-in for the assessments service."""
 
-    def __init__(self, root: Path, session: aiohttp.ClientSession, port: int) -> None:
-        self.root, self.session, self.port = root, session, port
+    def __init__(self, root: Path, port: int) -> None:
+        self.root, self.pool, self.port = root, HttpPool(4), port
         self.service = FakeAssessments(INTERNAL_TOKEN)
         self.dead = 0
 
@@ -81,7 +117,7 @@ class Post:
         sender = Sender(
             spool,
             self.root,
-            self.session,
+            self.pool,
             f"http://127.0.0.1:{self.port}",
             INTERNAL_TOKEN,
             lambda: 0.5,
@@ -95,8 +131,8 @@ class Post:
 
 @pytest.fixture
 async def post(tmp_path: Path) -> AsyncIterator[Post]:
-    async with aiohttp.ClientSession() as session:
-        made = Post(tmp_path, session, free_port())
+    made = Post(tmp_path, free_port())
+    with closing(made.pool):
         async with running(made.service.app(), made.port):
             yield made
 
@@ -105,8 +141,7 @@ async def test_records_and_their_pictures_are_delivered_and_deleted(post: Post) 
     spool, sender = post.open()
     body = b"picture"
     for number in range(3):
-        await asyncio.gather(*spool.keep_pictures([(digest_of(body), body)]))
-        await spool.append(record(number, (digest_of(body),)))
+        await spool.append(record(number, (digest_of(body),)), [(digest_of(body), body)])
     assert spool.folder.records == 3
     while await sender.deliver_some():
         pass
@@ -115,24 +150,35 @@ async def test_records_and_their_pictures_are_delivered_and_deleted(post: Post) 
     assert post.service.problems == []
     assert (spool.folder.records, spool.folder.bytes_used) == (0, 0)
     assert not list(spool.folder.segments.iterdir())
-    assert not list(spool.folder.pictures.iterdir())
+    assert post.service.puts == 1, "a picture is written and sent once for all records of a segment"
     await spool.close()
 
 
-async def test_a_picture_still_named_by_a_waiting_record_stays(post: Post) -> None:
+async def test_every_segment_holds_the_pictures_of_its_records(post: Post) -> None:
     spool, sender = post.open()
     body = b"picture"
     digest = digest_of(body)
-    await asyncio.gather(*spool.keep_pictures([(digest, body)]))
-    await spool.append(record(1, (digest,)))
+    await spool.append(record(1, (digest,)), [(digest, body)])
     await spool.seal()
-    await asyncio.gather(*spool.keep_pictures([(digest, body)]))
+    await spool.append(record(2, (digest,)), [(digest, body)])
     await sender.deliver_some()
-    assert (spool.folder.pictures / digest).exists()
-    await spool.append(record(2, (digest,)))
+    post.service.pictures.clear()
+    await sender.deliver_some()
+    assert set(post.service.records) == {"r1", "r2"}
+    assert post.service.pictures == {digest: body}
+    await spool.close()
+
+
+async def test_a_picture_the_service_refuses_is_put_aside_and_its_record_is_delivered(post: Post) -> None:
+    spool, sender = post.open()
+    body = b"picture"
+    wrong = digest_of(b"another")
+    await spool.append(record(1, (wrong,)), [(wrong, body)])
     while await sender.deliver_some():
         pass
-    assert not (spool.folder.pictures / digest).exists()
+    assert post.dead == 1
+    assert (spool.folder.dead / wrong).read_bytes() == body
+    assert set(post.service.records) == {"r1"}
     await spool.close()
 
 
@@ -170,18 +216,17 @@ async def test_a_poison_record_is_put_aside_and_holds_nobody_up(post: Post, way:
 
 async def test_what_a_dead_process_left_is_delivered_by_the_next(post: Post) -> None:
     spool, _ = post.open()
-    body, orphan = b"picture", b"of a request that was never answered"
-    await asyncio.gather(*spool.keep_pictures([(digest_of(body), body), (digest_of(orphan), orphan)]))
-    await spool.append(record(1, (digest_of(body),)))
+    body = b"line\nbreaks and \x00 bytes\n"
+    await spool.append(record(1, (digest_of(body),)), [(digest_of(body), body)])
     await spool.append(record(2))
     segment = next(spool.folder.segments.iterdir())
     with segment.open("ab") as file:
-        file.write(frame(record(3))[:-10])  # torn by the crash
+        torn = b"of a request that was never answered"
+        file.write(b"".join(frame_picture(digest_of(torn), torn))[:-10])  # by the crash
     os.close(spool.folder._lock_descriptor)  # what the kernel does when the process dies
     again, sender = post.open()
     assert again.folder.path == spool.folder.path
     assert again.folder.records == 2
-    assert not (again.folder.pictures / digest_of(orphan)).exists()
     while await sender.deliver_some():
         pass
     assert set(post.service.records) == {"r1", "r2"}
@@ -222,7 +267,7 @@ async def test_a_full_spool_says_so_and_takes_more_once_it_is_emptied(post: Post
     with pytest.raises(SpoolFull):
         await spool.append(record(3))
     with pytest.raises(SpoolFull):
-        await asyncio.gather(*spool.keep_pictures([(digest_of(b"x" * 500), b"x" * 500)]))
+        await spool.append(record(3, (digest_of(b"x" * 500),)), [(digest_of(b"x" * 500), b"x" * 500)])
     while await sender.deliver_some():
         pass
     await spool.append(record(4))

@@ -140,3 +140,10 @@ topologySpreadConstraints:
 []
 {{- end -}}
 {{- end -}}
+
+{{/* Bytes that are four fifths of a volume's size such as 5Gi: the rest is for the file system and dead letters. */}}
+{{- define "cutover.spoolBytes" -}}
+{{- $units := dict "M" 1000000 "G" 1000000000 "T" 1000000000000 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[A-Za-z]+$" . -}}
+{{- div (mul (trimSuffix $unit . | int64) (get $units $unit | int64) 4) 5 -}}
+{{- end -}}

@@ -11,9 +11,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from cutover.contract import PATH_ACCURACY_STATS, PATH_EXPORT, PATH_PICTURES, PATH_RECORDS
+from cutover_server.assessments.audit import Actor, trail
 from cutover_server.assessments.auth import Identity, Role, protect
 from cutover_server.assessments.body import (
     FeedbackBody,
+    LabelFeedbackBody,
     ValidationBody,
     read_body,
     read_object,
@@ -47,6 +49,8 @@ class Api:
             route("/api/assessments/{id:path}/validation", "surveyor", self.validation, "POST"),
             route("/api/assessments/{id:path}", "surveyor", self.assessment),
             route("/api/feedback", "surveyor", self.feedback, "POST"),
+            route("/v1/feedback", "surveyor", self.feedback, "POST"),
+            route("/api/admin/audit/{id:path}", "admin", self.audit),
             route("/api/pictures/{digest}", "surveyor", self.picture),
             route("/api/admin/assessments/{assessment_id:path}", "admin", self.delete, "DELETE"),
             route(PATH_EXPORT, "admin", self.export),
@@ -105,9 +109,12 @@ class Api:
         return JsonReply(row) if row is not None else error(404, f"no assessment {identity[:128]!r}")
 
     async def validation(self, request: Request) -> Response:
-        service, identity = self._service, request.path_params["id"]
-        who: Identity = request.state.identity
         body = ValidationBody.model_validate(await read_object(request))
+        return await self._validate(request, request.path_params["id"], body)
+
+    async def _validate(self, request: Request, identity: str, body: ValidationBody) -> Response:
+        service = self._service
+        who: Identity = request.state.identity
         labeller = who.user or body.labeller
         if not labeller:
             return error(422, "labeller is missing; name the person who labels", field="labeller")
@@ -123,20 +130,30 @@ class Api:
             return error(422, problems[0]["message"], problems=problems)
         try:
             done = await validate(
-                service.database, service.clock, identity, labeller, body.labels, body.comment
+                service.database,
+                service.clock,
+                identity,
+                service.settings.tasks[row["task"]],
+                Actor(labeller, who.role, who.via),
+                body.labels,
+                body.comment,
             )
         except UnknownAssessment:
             return error(404, f"no assessment {identity[:128]!r}")
         return JsonReply({"id": identity, "truth": done.truth, "changed": done.changed, "late": done.late})
 
     async def feedback(self, request: Request) -> Response:
+        """A thumb, or a person's label, as what the body says."""
+        document = await read_object(request)
+        if "labels" in document:
+            told = LabelFeedbackBody.model_validate(document)
+            label = ValidationBody(labeller=told.labeller, labels=told.labels, comment=told.comment)
+            return await self._validate(request, told.id, label)
         service = self._service
         who: Identity = request.state.identity
-        body = FeedbackBody.model_validate(await read_object(request))
-        client = who.user or body.client or "default"
-        new = await give_feedback(
-            service.database, service.clock(), body.id, client, body.score, body.comment
-        )
+        body = FeedbackBody.model_validate(document)
+        actor = Actor(who.user or body.client or "default", who.role, who.via)
+        new = await give_feedback(service.database, service.clock(), body.id, actor, body.score, body.comment)
         return JsonReply({"id": body.id, "counted": new})
 
     async def picture(self, request: Request) -> Response:
@@ -165,6 +182,9 @@ class Api:
             service.clock(),
         )
         return JsonReply({"requests": erased.requests, "pictures": erased.pictures})
+
+    async def audit(self, request: Request) -> Response:
+        return JsonReply({"audit": await trail(self._service.database, request.path_params["id"])})
 
     async def export(self, request: Request) -> Response:
         service, query = self._service, request.query_params

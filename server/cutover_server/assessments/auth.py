@@ -160,6 +160,18 @@ def same_origin(request: Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
 
 
+def came_by_https(request: Request) -> bool:
+    """Whether the browser's own connection is encrypted, as far as the request tells.
+
+    Any proxy's word is taken, for it can only make a cookie stricter: who invents it loses a session of his own.
+    """
+    told = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    forwarded = (
+        request.headers.get("forwarded", "").partition(",")[0].lower().replace(" ", "").replace('"', "")
+    )
+    return request.url.scheme == "https" or told == "https" or "proto=https" in forwarded.split(";")
+
+
 def local_path(path: str, default: str) -> str:
     """A path of this site, or the default: never a way out to another one."""
     if path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable():

@@ -66,3 +66,9 @@ class FeedbackBody(BaseModel):
     score: Literal["up", "down"]
     comment: _Comment = ""
     client: _Name | None = None
+
+
+class LabelFeedbackBody(ValidationBody):
+    """A label given as feedback: validation, or correction, of the answer with this id."""
+
+    id: _Name

@@ -1,19 +1,23 @@
 """What people say: labels of surveyors, with their history, and the users' thumbs.
 
-A label repeated changes nothing; a changed one is a new line of the history. A label after the deadline never moves the
-totals: it is kept for training and counted as a correction.
+A label repeated changes nothing; a changed one is a new line of the history, and each person's last word counts. Of
+people who differ the majority prevails, and the newest label where they are as many. A label after the deadline never
+moves the totals: it is kept for training and counted as a correction. The first thumb of a client stands. Everything
+leaves an entry in the audit, whatever became of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select, update
 
+from cutover.task import Task
+from cutover_server.assessments.audit import Actor, Effect, Event, enter, schema_version
 from cutover_server.assessments.cohorts import labels_of
 from cutover_server.assessments.database import Clock, Database
-from cutover_server.assessments.maturity import Request, judged_answers, prevailing
+from cutover_server.assessments.maturity import Label, Request, judged_answers, prevailing
 from cutover_server.assessments.schema import assessments, correction_totals, feedback, labels, shadows
 
 
@@ -31,9 +35,16 @@ class Validated:
 
 
 async def validate(
-    database: Database, clock: Clock, identity: str, labeller: str, values: Mapping[str, str], comment: str
+    database: Database,
+    clock: Clock,
+    identity: str,
+    task: Task,
+    actor: Actor,
+    values: Mapping[str, str],
+    comment: str,
 ) -> Validated:
-    """Keeps a label whose values are already checked against the task."""
+    """Keeps a label of the actor whose values are already checked against the task."""
+    labeller = actor.who
     async with database.write() as connection:
         # The lock orders this label against the row's maturity; the clock is read behind it for the same reason.
         row = (
@@ -47,7 +58,11 @@ async def validate(
         late = row.sampled and (row.open_due_at is None or now > row.due_at)
         given = (await labels_of(connection, [identity]))[identity]
         last = next((label for label in reversed(given) if label.labeller == labeller), None)
-        if last is not None and dict(last.values) == dict(values):
+        repeated = last is not None and dict(last.values) == dict(values)
+        effect = _effect(given, labeller, values, repeated=repeated, late=late)
+        event = Event("label", effect, task.name, schema_version(task))
+        await enter(connection, identity, now, actor, event)
+        if repeated:
             return Validated(prevailing(given), changed=False, late=late)
         await connection.execute(
             insert(labels).values(
@@ -73,8 +88,21 @@ async def validate(
     return Validated(truth, changed=True, late=late)
 
 
+def _effect(
+    given: Sequence[Label], labeller: str, values: Mapping[str, str], *, repeated: bool, late: bool
+) -> Effect:
+    if repeated:
+        return "repeated"
+    if late:
+        return "late"
+    others = {label.labeller: label.values for label in given if label.labeller != labeller}
+    if any(said.get(field, value) != value for said in others.values() for field, value in values.items()):
+        return "conflicting"
+    return "changed" if any(label.labeller == labeller for label in given) else "kept"
+
+
 async def give_feedback(
-    database: Database, now: float, identity: str, client: str, score: str, comment: str
+    database: Database, now: float, identity: str, actor: Actor, score: str, comment: str
 ) -> bool:
     """Keeps a thumb up or down, once per request and client: the first stands. Returns whether it was new.
 
@@ -82,9 +110,24 @@ async def give_feedback(
     """
     statement = (
         database.insert(feedback)
-        .values(request_id=identity, client=client, score=score, comment=comment, given_at=now, counted=False)
+        .values(
+            request_id=identity, client=actor.who, score=score, comment=comment, given_at=now, counted=False
+        )
         .on_conflict_do_nothing()
         .returning(feedback.c.request_id)
     )
     async with database.write() as connection:
-        return (await connection.execute(statement)).first() is not None
+        new = (await connection.execute(statement)).first() is not None
+        known = (
+            await connection.execute(select(assessments.c.task).where(assessments.c.id == identity))
+        ).scalar()
+        effect: Effect = ("kept" if known else "early") if new else "repeated"
+        if not new:
+            first = await connection.execute(
+                select(feedback.c.score).where(
+                    feedback.c.request_id == identity, feedback.c.client == actor.who
+                )
+            )
+            effect = "repeated" if first.scalar() == score else "refused"
+        await enter(connection, identity, now, actor, Event("feedback", effect, known or ""))
+        return new

@@ -180,6 +180,24 @@ feedback = Table(
     Index("ix_feedback_counted", "counted", "given_at"),
 )
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("request_id", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    # Who: the person or program, its role, and how it was known.
+    Column("who", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("via", Text, nullable=False),
+    # What: label or feedback, what became of it, and the task and schema it was checked against.
+    Column("action", Text, nullable=False),
+    Column("effect", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("schema_version", Text, nullable=False),
+    Index("ix_audit_request", "request_id", "seq"),
+)
+
 satisfaction_totals = Table(
     "satisfaction_totals",
     metadata,

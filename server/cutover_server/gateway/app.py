@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route as Path_
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cutover import contract
-from cutover_server.gateway.callers import Caller, Callers
+from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.chat_request import ChatRequest, read_request
-from cutover_server.gateway.exchange import Answered, Exchange
+from cutover_server.gateway.exchange import Exchange
+from cutover_server.gateway.http_visit import Answer, Head, Send
 from cutover_server.gateway.identity import uuid7
 from cutover_server.gateway.metrics import arms_of
 from cutover_server.gateway.openai_shape import ApiError, as_stream
@@ -30,229 +24,214 @@ from cutover_server.gateway.passthrough import Relay, may_pass_through
 from cutover_server.gateway.pressure import InFlight, Reservation
 
 log = logging.getLogger(__name__)
-_JSON = "application/json"
-_DISCARD_SECONDS = 1.0
+_CHAT = "/v1/chat/completions"
+_PATHS = {_CHAT: "POST", "/v1/models": "GET"}
+_JSON = {"content-type": "application/json"}
+_PLAIN = {"content-type": "text/plain; charset=utf-8"}
+_EVENTS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 _ids = random.Random(os.urandom(32))  # noqa: S311 - ids have to differ, not to be secret
-_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 @dataclass(slots=True)
 class Applications:
-    """Answers to applications and to the cluster."""
+    """Answers to applications."""
 
     exchange: Exchange
     in_flight: InFlight
     callers: Callers
     max_body_bytes: int
     body_seconds: float
-    """How long a caller may take to send a body."""
+    """How long a caller may take to send a body; for the error that says so."""
     first_token_seconds: float | None
     """Streams are passed through, and their first characters come within this time; none: they are answered whole."""
-    send_seconds: float
-    """How long a caller may leave part of a stream unread."""
+
+    def visit(self, head: Head) -> ApplicationVisit:
+        return ApplicationVisit(self, head)
+
+
+class ApplicationVisit:
+    """One request of an application: who asks, how many bytes it may send, and the answer, under the request's id."""
+
+    __slots__ = ("_admin", "_announced", "_faces", "_head", "_request_id", "_reservation", "_size", "refusal")
+
+    def __init__(self, faces: Applications, head: Head) -> None:
+        self._faces = faces
+        self._head = head
+        self._request_id = uuid7(int(time.time() * 1000), _ids.randbytes(10))
+        self._reservation = Reservation(faces.in_flight)
+        self._size = 0
+        self._admin = False
+        self.refusal: Answer | None = None
+        try:
+            self._admit()
+        except ApiError as error:
+            self.refusal = self._error(error)
+
+    def _admit(self) -> None:
+        faces, head = self._faces, self._head
+        wanted = _PATHS.get(head.path)
+        if wanted != head.method:
+            raise ApiError(
+                405 if wanted else 404,
+                f"Unknown request URL: {head.method} {head.path[:200]}.",
+                code="unknown_url",
+            )
+        caller = faces.callers.of(head.headers.get("authorization", ""))
+        if caller is None:
+            faces.exchange.metrics.refused("token")
+            raise ApiError(401, "Incorrect API key provided.", "authentication_error", code="invalid_api_key")
+        self._admin = caller.admin
+        announced = head.headers.get("content-length", "")
+        if announced.isdigit():
+            self._bounded(int(announced), self._reservation.expect)
+
+    def _bounded(self, size: int, reserve: Callable[[int], None], more: int | None = None) -> None:
+        """Within the limit of a body and of all bodies in flight. Raises ApiError."""
+        faces = self._faces
+        try:
+            if size > faces.max_body_bytes:
+                raise ApiError(
+                    413,
+                    f"The request body exceeds {faces.max_body_bytes} bytes; send smaller pictures.",
+                    code="too_large",
+                )
+            reserve(size if more is None else more)
+        except ApiError as error:
+            faces.exchange.metrics.refused("size" if error.status == 413 else "pressure")
+            raise
+
+    def arrives(self, size: int) -> Answer | None:
+        self._size += size
+        try:
+            self._bounded(self._size, self._reservation.add, size)
+        except ApiError as error:
+            return self._error(error)
+        return None
+
+    def is_late(self) -> Answer:
+        self._faces.exchange.metrics.refused("format")
+        message = f"The request body did not arrive within {self._faces.body_seconds:g} s."
+        return self._error(ApiError(408, message, code="body_timeout"))
+
+    async def answer(self, body: bytes) -> Answer:
+        """Whatever goes wrong becomes an error of OpenAI's shape."""
+        try:
+            if self._head.path != _CHAT:
+                return self._models()
+            try:
+                chat = read_request(body, self._head.headers, self._admin)
+            except ApiError as error:
+                self._faces.exchange.metrics.refused("size" if error.status == 413 else "format")
+                raise
+            del body
+            return await self._chat(chat)
+        except ApiError as error:
+            return self._error(error)
+        except Exception:
+            log.exception("request %s failed for a reason nobody foresaw", self._request_id)
+            return self._error(
+                ApiError(500, "The gateway failed; the request may be sent again.", "server_error")
+            )
+
+    def close(self) -> None:
+        self._reservation.release()
+
+    async def _chat(self, chat: ChatRequest) -> Answer:
+        exchange, patience = self._faces.exchange, self._faces.first_token_seconds
+        case = await exchange.admit(chat, self._request_id, self._reservation)
+        if chat.stream and patience is not None and may_pass_through(case):
+            relay = Relay(exchange, case, patience)
+            answered = await relay.open()
+            if answered is None:
+                return Answer(200, b"", self._headers({**relay.headers, **_EVENTS}), _patient(relay))
+        else:
+            answered = await exchange.answer(case)
+        if chat.stream:
+            events = b"".join(as_stream(answered.completion, chat.include_usage))
+            return Answer(200, events, self._headers({**answered.headers, **_EVENTS}))
+        return Answer(200, orjson.dumps(answered.completion), self._headers({**answered.headers, **_JSON}))
+
+    def _models(self) -> Answer:
+        route = self._faces.exchange.board.current.route
+        models = dict.fromkeys(arm.model for _, arm in arms_of(route))
+        data = [{"id": model, "object": "model", "created": 0, "owned_by": "cutover"} for model in models]
+        return Answer(200, orjson.dumps({"object": "list", "data": data}), self._headers(dict(_JSON)))
+
+    def _error(self, error: ApiError) -> Answer:
+        return Answer(error.status, error.body(), self._headers({**error.headers(), **_JSON}))
+
+    def _headers(self, headers: dict[str, str]) -> dict[str, str]:
+        headers[contract.HEADER_REQUEST_ID] = self._request_id
+        return headers
+
+
+def _patient(relay: Relay) -> Callable[[Send], Awaitable[bool]]:
+    """The relay's stream. A caller who has left, or does not read, is not waited for: the arm is heard to its end."""
+
+    async def stream(send: Send) -> bool:
+        listening = True
+
+        async def send_on(piece: bytes) -> None:
+            nonlocal listening
+            if listening:
+                try:
+                    await send(piece)
+                except OSError:
+                    listening = False
+
+        return await relay.run(send_on) and listening
+
+    return stream
+
+
+@dataclass(slots=True)
+class Operations:
+    """Answers to the operator, to probes and to Prometheus."""
+
+    exchange: Exchange
     pod: str
     refresh_gauges: Callable[[], None]
     ready: bool = False
 
-    def for_callers(self) -> ASGIApp:
-        """Two paths need no router; what one costs per request is a tenth of the gateway's whole work."""
-        handlers = {
-            ("POST", "/v1/chat/completions"): self._guarded(self._chat),
-            ("GET", "/v1/models"): self._guarded(self._models),
-        }
-        paths = {path for _, path in handlers}
+    def visit(self, head: Head) -> OperationsVisit:
+        return OperationsVisit(self, head)
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                return
-            handler = handlers.get((scope["method"], scope["path"]))
-            request = Request(scope, receive)
-            if handler is not None:
-                response = await handler(request)
-            else:
-                response = _not_found(request, 405 if scope["path"] in paths else 404)
-            await response(scope, receive, send)
-
-        return answer
-
-    def for_operations(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Path_(contract.PATH_METRICS, self._metrics),
-                Path_(contract.PATH_LIVE, self._live),
-                Path_(contract.PATH_READY, self._ready),
-                Path_(contract.PATH_ROUTE_REPORT, self._route_report),
-            ]
-        )
-
-    # ------------------------------------------------------------------ applications
-
-    def _guarded(
-        self, handler: Callable[[Request, Caller, str], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Checks who asks, and turns whatever goes wrong into an error of OpenAI's shape, under the request's id."""
-
-        async def handle(request: Request) -> Response:
-            request_id = uuid7(int(time.time() * 1000), _ids.randbytes(10))
-            try:
-                caller = self.callers.of(request.headers.get("authorization", ""))
-                if caller is None:
-                    self.exchange.metrics.refused("token")
-                    raise ApiError(
-                        401, "Incorrect API key provided.", "authentication_error", code="invalid_api_key"
-                    )
-                response = await handler(request, caller, request_id)
-            except ApiError as error:
-                response = Response(error.body(), error.status, error.headers(), _JSON)
-                if error.close:
-                    await self._discard(request)
-                    response.headers["connection"] = "close"
-            except ClientDisconnect:
-                response = Response(status_code=499)
-            except Exception:
-                log.exception("request %s failed for a reason nobody foresaw", request_id)
-                surprise = ApiError(500, "The gateway failed; the request may be sent again.", "server_error")
-                response = Response(surprise.body(), 500, media_type=_JSON)
-            response.headers[contract.HEADER_REQUEST_ID] = request_id
-            if not self.ready:
-                # On its way out: the caller's next request shall not meet a connection that is just being closed.
-                response.headers["connection"] = "close"
-            return response
-
-        return handle
-
-    async def _chat(self, request: Request, caller: Caller, request_id: str) -> Response:
-        with ExitStack() as held:
-            reservation = held.enter_context(self.in_flight.reservation())
-            body = await self._body(request, reservation)
-            try:
-                chat = read_request(body, request.headers, caller.admin)
-            except ApiError as error:
-                self.exchange.metrics.refused("size" if error.status == 413 else "format")
-                raise
-            del body
-            case = await self.exchange.admit(chat, request_id, reservation)
-            if chat.stream and self.first_token_seconds is not None and may_pass_through(case):
-                relay = Relay(self.exchange, case, self.first_token_seconds)
-                answered = await relay.open()
-                if answered is None:
-                    return _Relayed(relay, self.send_seconds, held.pop_all())
-            else:
-                answered = await self.exchange.answer(case)
-        return _whole(chat, answered)
-
-    async def _body(self, request: Request, reservation: Reservation) -> bytes:
-        """The body within its limits; nothing of a request that announces too much is kept."""
-        too_large = ApiError(
-            413,
-            f"The request body exceeds {self.max_body_bytes} bytes; send smaller pictures.",
-            code="too_large",
-            close=True,
-        )
-        announced = request.headers.get("content-length", "")
-        expected = int(announced) if announced.isdigit() else 0
-        try:
-            if expected > self.max_body_bytes:
-                raise too_large
-            reservation.expect(expected)
-            chunks: list[bytes] = []
-            size = 0
-            async with asyncio.timeout(self.body_seconds):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self.max_body_bytes:
-                        raise too_large
-                    reservation.add(len(chunk))
-                    chunks.append(chunk)
-        except TimeoutError:
-            self.exchange.metrics.refused("format")
-            raise ApiError(
-                408,
-                f"The request body did not arrive within {self.body_seconds:g} s.",
-                code="body_timeout",
-                close=True,
-            ) from None
-        except ApiError as error:
-            self.exchange.metrics.refused("size" if error.status == 413 else "pressure")
-            raise
-        return b"".join(chunks)
-
-    async def _discard(self, request: Request) -> None:
-        """Reads on for a moment: a caller that is still sending would be reset before it has read its answer."""
-        size = 0
-        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-            async with asyncio.timeout(_DISCARD_SECONDS):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > 4 * self.max_body_bytes:
-                        return
-
-    async def _models(self, request: Request, caller: Caller, request_id: str) -> Response:
-        route = self.exchange.board.current.route
-        models = dict.fromkeys(arm.model for _, arm in arms_of(route))
-        data = [{"id": model, "object": "model", "created": 0, "owned_by": "cutover"} for model in models]
-        return Response(orjson.dumps({"object": "list", "data": data}), media_type=_JSON)
-
-    # ------------------------------------------------------------------ operations
-
-    async def _metrics(self, request: Request) -> Response:
-        self.refresh_gauges()
-        return Response(self.exchange.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
-
-    async def _live(self, request: Request) -> Response:
-        return Response("alive\n", media_type="text/plain")
-
-    async def _ready(self, request: Request) -> Response:
-        if self.ready:
-            return Response("ready\n", media_type="text/plain")
-        return Response("starting or draining\n", 503, media_type="text/plain")
-
-    async def _route_report(self, request: Request) -> Response:
-        report = self.exchange.board.report(self.pod, self.exchange.gateway)
-        return Response(orjson.dumps(report.to_wire()), media_type=_JSON)
+    def answer(self, head: Head) -> Answer:
+        if head.method != "GET":
+            return Answer(405, b"GET only\n", _PLAIN)
+        if head.path == contract.PATH_LIVE:
+            return Answer(200, b"alive\n", _PLAIN)
+        if head.path == contract.PATH_READY:
+            return Answer(200, b"ready\n", _PLAIN) if self.ready else Answer(503, b"not ready\n", _PLAIN)
+        if head.path == contract.PATH_METRICS:
+            self.refresh_gauges()
+            return Answer(200, self.exchange.metrics.render(), {"content-type": CONTENT_TYPE_LATEST})
+        if head.path == contract.PATH_ROUTE_REPORT:
+            report = self.exchange.board.report(self.pod, self.exchange.gateway)
+            return Answer(200, orjson.dumps(report.to_wire()), _JSON)
+        return Answer(404, b"not found\n", _PLAIN)
 
 
-def _not_found(request: Request, status: int) -> Response:
-    problem = ApiError(
-        status, f"Unknown request URL: {request.method} {request.url.path[:200]}.", code="unknown_url"
-    )
-    return Response(problem.body(), status, media_type=_JSON)
+class OperationsVisit:
+    """No body is read here."""
 
+    def __init__(self, operations: Operations, head: Head) -> None:
+        self.refusal: Answer | None = None
+        self._operations = operations
+        self._head = head
 
-def _whole(chat: ChatRequest, answered: Answered) -> Response:
-    """A finished answer, in the form the caller asked for."""
-    if chat.stream:
-        events = b"".join(as_stream(answered.completion, chat.include_usage))
-        return Response(events, 200, {**answered.headers, **_STREAM_HEADERS}, "text/event-stream")
-    return Response(orjson.dumps(answered.completion), 200, answered.headers, _JSON)
+    def arrives(self, size: int) -> Answer | None:
+        return Answer(413, b"no body is read here\n", _PLAIN)
 
+    def is_late(self) -> Answer:
+        return Answer(408, b"too slow\n", _PLAIN)
 
-class _Relayed(Response):
-    """A stream that is passed through. It ends by a cut connection unless the relay says that it ended well."""
+    async def answer(self, body: bytes) -> Answer:
+        return self._operations.answer(self._head)
 
-    def __init__(self, relay: Relay, send_seconds: float, held: ExitStack) -> None:
-        super().__init__(headers={**relay.headers, **_STREAM_HEADERS}, media_type="text/event-stream")
-        del self.headers["content-length"]
-        self._relay = relay
-        self._send_seconds = send_seconds
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listening = True
-
-        async def send_on(body: bytes) -> None:
-            nonlocal listening
-            if not listening:
-                return
-            try:
-                async with asyncio.timeout(self._send_seconds):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            except (TimeoutError, OSError):
-                listening = False
-
-        with self._held:
-            await send(
-                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            )
-            if await self._relay.run(send_on) and listening:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def close(self) -> None:
+        return None

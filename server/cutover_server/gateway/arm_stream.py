@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import aiohttp
 
 from cutover.route import Arm
 from cutover.task import Task
-from cutover_server.gateway.arms import MAX_REPLY_BYTES, ArmCaller, ReplyTooLarge, attempt_of, failure_of
+from cutover_server.gateway.arms import ArmCaller, attempt_of, failure_of
 from cutover_server.gateway.attempt import Attempt
+from cutover_server.gateway.http_connection import Reply
 from cutover_server.gateway.reading import Reading, read_completion, read_reply
 from cutover_server.gateway.stream_reading import EventLines, Generation, StreamBroken
+
+_EVENTS = "text/event-stream"
 
 
 class ArmStream:
@@ -38,25 +39,23 @@ class ArmStream:
         self._lines = EventLines()
         self._ready: deque[dict[str, Any]] = deque()
         self._started = time.monotonic()
-        self._response: aiohttp.ClientResponse | None = None
+        self._reply: Reply | None = None
         self._failure: Reading | None = None
-        self._bytes = 0
 
-    async def begin(self, body: bytes, first_token_seconds: float) -> Attempt | None:
+    async def begin(self, body: Sequence[bytes], first_token_seconds: float) -> Attempt | None:
         """None when the gate is open; the failed attempt, or the whole answer of an arm that does not stream."""
         reading: Reading | None = None
-        loop = asyncio.get_running_loop()
-        limit = min(first_token_seconds, self._until - loop.time())
+        now = asyncio.get_running_loop().time()
+        limit = min(first_token_seconds, self._until - now)
         try:
-            async with asyncio.timeout(limit) as timer:
-                self._response = response = await self._caller.post(self.arm, body)
-                if response.status != 200 or not response.content_type.startswith("text/event-stream"):
-                    whole = await self._caller.read_whole(response, timer)
-                    reading = read_reply(response.status, whole, self._task, self._is_valid)
-                else:
-                    while not self.generation.begun and self.generation.finish is None:
-                        if not await self._more():
-                            break
+            self._reply = reply = await self._caller.post(self.arm, body, now + limit)
+            if reply.status != 200 or not reply.headers.get("content-type", "").startswith(_EVENTS):
+                reading = read_reply(reply.status, await reply.body(), self._task, self._is_valid)
+            else:
+                while not self.generation.begun and self.generation.finish is None:
+                    if not await self._more(reply):
+                        break
+                reply.extend(self._until)
         except StreamBroken as broken:
             reading = broken.reading
         except Exception as problem:
@@ -67,18 +66,15 @@ class ArmStream:
 
     async def choice(self) -> dict[str, Any] | None:
         """The next choice of the stream; none at its end, good or bad."""
-        silence = self._caller.silence_seconds
+        assert self._reply is not None
         while not self._ready and self._failure is None and not self.generation.ended:
-            loop = asyncio.get_running_loop()
-            limit = min(silence, self._until - loop.time())
             try:
-                async with asyncio.timeout(limit):
-                    if not await self._more():
-                        break
+                if not await self._more(self._reply):
+                    break
             except StreamBroken as broken:
                 self._failure = broken.reading
             except Exception as problem:
-                self._failure = failure_of(problem, limit)
+                self._failure = failure_of(problem, time.monotonic() - self._started)
         return self._ready.popleft() if self._ready else None
 
     def finish(self) -> Attempt:
@@ -97,20 +93,13 @@ class ArmStream:
 
     def close(self) -> None:
         """Drops the connection unless the reply was read to its end."""
-        if self._response is not None:
-            if self._response.content.at_eof():
-                self._response.release()
-            else:
-                self._response.close()
+        if self._reply is not None:
+            self._reply.close()
 
-    async def _more(self) -> bool:
-        assert self._response is not None
-        part = await self._response.content.readany()
+    async def _more(self, reply: Reply) -> bool:
+        part = await reply.piece()
         if not part:
             return False
-        self._bytes += len(part)
-        if self._bytes > MAX_REPLY_BYTES:
-            raise ReplyTooLarge
         for payload in self._lines.feed(part):
             choice = self.generation.take(payload)
             if choice is not None:
@@ -120,5 +109,5 @@ class ArmStream:
         return True
 
     def _attempt(self, reading: Reading) -> Attempt:
-        headers = self._response.headers if self._response is not None else {}
+        headers = self._reply.headers if self._reply is not None else {}
         return attempt_of(self.arm, reading, time.monotonic() - self._started, self._task, headers)

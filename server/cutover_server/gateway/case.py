@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -21,6 +20,8 @@ class Case:
     chosen: ArmName
     arm: Arm
     pictures: list[Picture]
+    messages: bytes
+    """As they are written down."""
     headers: dict[str, str]
     """Of the answer: which arm was chosen, under which id the answer is kept."""
     received: float
@@ -28,8 +29,6 @@ class Case:
     started: float
     deadline: float
     """Both on the monotonic clock."""
-    kept: list[asyncio.Future[None]]
-    """The pictures' way to the spool."""
 
     @property
     def route(self) -> Route:
@@ -48,8 +47,8 @@ class Case:
     def digests(self) -> list[str]:
         return list(dict.fromkeys(picture.digest for picture in self.pictures))
 
-    def body_for(self, arm: Arm, stream: bool = False) -> bytes:
+    def body_for(self, arm: Arm, stream: bool = False) -> list[bytes]:
         # Log-probabilities are asked of the candidate alone: a hosted model may refuse the parameter.
-        measured = arm == self.route.candidate
-        urls = [picture.data_url for picture in self.pictures]
-        return body_for_arm(self.request, arm, urls, self.route.task, measured, stream)
+        measured = arm is self.route.candidate or arm == self.route.candidate
+        pictures = [(picture.digest, picture.url) for picture in self.pictures]
+        return body_for_arm(self.request, self.messages, pictures, arm, self.route.task, measured, stream)

@@ -16,6 +16,7 @@ from cutover.contract import HEADER_ARM, HEADER_ASSESSMENT_ID
 from cutover.records import ArmName
 from cutover.route import Arm
 from cutover.task import Task
+from cutover_server.gateway.embedded import cut_out, marker
 from cutover_server.gateway.openai_shape import ApiError
 
 MAX_PICTURES = 16
@@ -24,6 +25,8 @@ MAX_TEXT_BYTES = 1_000_000
 MAX_KEY_CHARACTERS = 256
 TOP_LOGPROBS = 5
 _PARTS = {kind: frozenset({"type", kind, "cache_control"}) for kind in ("text", "image_url", "refusal")}
+_URL = b'"url":"'
+_PLACE = _URL + b"sha256:"
 _OURS = ("stream", "stream_options", "model", "messages", "metadata")
 
 
@@ -32,8 +35,8 @@ class ChatRequest:
     document: dict[str, Any]
     assessment_id: str | None
     """The caller's key; none when it gave none."""
-    picture_urls: tuple[str, ...]
-    """In the order in which they stand in the messages."""
+    pictures: tuple[str | bytes, ...]
+    """Their URLs in the order in which they stand in the messages; bytes are a data URL that is its own JSON."""
     stream: bool
     include_usage: bool
     wants_logprobs: bool
@@ -43,6 +46,40 @@ class ChatRequest:
 
 def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -> ChatRequest:
     """Raises ApiError, a 400, 403 or 413 that names the field."""
+    rest, embedded = cut_out(body)
+    document = _parsed(rest)
+    urls: list[str] = [
+        _picture_url(part) for message in document["messages"] for part in _picture_parts(message)
+    ]
+    pictures: tuple[str | bytes, ...] = tuple(urls)
+    if embedded:
+        by_marker: dict[str, bytes] = {marker(number): url for number, url in enumerate(embedded)}
+        pictures = tuple(by_marker.pop(url, url) for url in urls)
+        if by_marker:  # something that looks like a picture stands elsewhere, as text
+            rest, document = body, _parsed(body)
+            urls = [
+                _picture_url(part) for message in document["messages"] for part in _picture_parts(message)
+            ]
+            pictures = tuple(urls)
+    if len(pictures) > MAX_PICTURES:
+        raise ApiError(
+            400, f"messages: {len(pictures)} pictures; at most {MAX_PICTURES} are served.", param="messages"
+        )
+    if len(rest) > MAX_TEXT_BYTES and len(rest) - sum(map(len, urls)) > MAX_TEXT_BYTES:
+        raise ApiError(413, f"messages: more than {MAX_TEXT_BYTES} bytes besides pictures.", param="messages")
+    options = document.get("stream_options")
+    return ChatRequest(
+        document=document,
+        assessment_id=_assessment_id(document, headers),
+        pictures=pictures,
+        stream=document.get("stream") is True,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        wants_logprobs=document.get("logprobs") is True,
+        forced_arm=_forced_arm(headers.get(HEADER_ARM), admin),
+    )
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -55,41 +92,37 @@ def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -
     if document.get("n", 1) not in (1, None):
         raise ApiError(400, "n: only one choice per request is served; leave n out.", param="n")
     _check_parts(messages)
-    urls = tuple(_picture_url(part) for message in messages for part in _picture_parts(message))
-    if len(urls) > MAX_PICTURES:
-        raise ApiError(
-            400, f"messages: {len(urls)} pictures; at most {MAX_PICTURES} are served.", param="messages"
-        )
-    if len(body) > MAX_TEXT_BYTES and len(body) - sum(map(len, urls)) > MAX_TEXT_BYTES:
-        raise ApiError(413, f"messages: more than {MAX_TEXT_BYTES} bytes besides pictures.", param="messages")
-    options = document.get("stream_options")
-    return ChatRequest(
-        document=document,
-        assessment_id=_assessment_id(document, headers),
-        picture_urls=urls,
-        stream=document.get("stream") is True,
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        wants_logprobs=document.get("logprobs") is True,
-        forced_arm=_forced_arm(headers.get(HEADER_ARM), admin),
-    )
+    return document
+
+
+def messages_as_kept(request: ChatRequest, digests: Sequence[str]) -> bytes:
+    """The messages as JSON, each picture by its digest: what is written down, and what an arm's body is made from."""
+    messages = request.document["messages"]
+    if digests:
+        messages = _with_pictures(messages, [f"sha256:{one}" for one in digests])
+    try:
+        return orjson.dumps(messages)
+    except orjson.JSONEncodeError:
+        raise ApiError(400, "messages: nested too deeply.", param="messages") from None
 
 
 def body_for_arm(
     request: ChatRequest,
+    messages: bytes,
+    pictures: Sequence[tuple[str, bytes]],
     arm: Arm,
-    data_urls: Sequence[str],
     task: Task,
     measured: bool,
     stream: bool = False,
-) -> bytes:
-    """The body an arm gets: its model, pictures inline, in one piece unless the stream is passed through.
+) -> list[bytes]:
+    """The body an arm gets, in parts: its model, pictures inline, in one piece unless the stream is passed through.
 
-    `measured` asks for the log-probabilities the confidence needs and bounds the answer's length; it is for arms we
-    serve ourselves.
+    `messages` is what `messages_as_kept` made of the pictures' digests; each picture is put in the place of its digest,
+    its URL as JSON without the quotes. `measured` asks for the log-probabilities the confidence needs and
+    bounds the answer's length; it is for arms we serve ourselves.
     """
     document = {key: value for key, value in request.document.items() if key not in _OURS}
     document["model"] = arm.model
-    document["messages"] = _with_pictures(request.document["messages"], data_urls)
     metadata = request.document.get("metadata")
     if isinstance(metadata, dict):
         kept = {key: value for key, value in metadata.items() if key != "assessment_id"}
@@ -104,12 +137,28 @@ def body_for_arm(
         document["top_logprobs"] = max(asked, TOP_LOGPROBS) if isinstance(asked, int) else TOP_LOGPROBS
         if document.get("max_tokens") is None and document.get("max_completion_tokens") is None:
             document["max_tokens"] = task.max_answer_tokens
-    return orjson.dumps(document)
+    head = orjson.dumps(document)[:-1] + b',"messages":'
+    parts = _spliced(messages, pictures)
+    if parts is None:
+        urls = [orjson.loads(b'"%b"' % url) for _, url in pictures]
+        parts = [orjson.dumps(_with_pictures(request.document["messages"], urls))]
+    return [head + parts[0], *parts[1:], b"}"] if len(parts) > 1 else [head + parts[0] + b"}"]
 
 
-def messages_for_record(request: ChatRequest, digests: Sequence[str]) -> list[dict[str, Any]]:
-    """The messages as they are written down: each picture by its digest."""
-    return _with_pictures(request.document["messages"], [f"sha256:{digest}" for digest in digests])
+def _spliced(messages: bytes, pictures: Sequence[tuple[str, bytes]]) -> list[bytes] | None:
+    """The messages cut where a picture's digest stands, with the URLs between.
+
+    None where the caller wrote such a digest itself, so that the places are not certain.
+    """
+    parts: list[bytes] = []
+    at = 0
+    for digest, url in pictures:
+        place = _PLACE + digest.encode()
+        found = messages.index(place, at)
+        parts += [messages[at : found + len(_URL)], url]
+        at = found + len(place)
+    parts.append(messages[at:])
+    return parts if messages.count(_PLACE) == len(pictures) else None
 
 
 def _with_pictures(messages: list[dict[str, Any]], urls: Sequence[str]) -> list[dict[str, Any]]:

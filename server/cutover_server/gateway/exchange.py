@@ -26,13 +26,13 @@ from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.case import Case
-from cutover_server.gateway.chat_request import ChatRequest, messages_for_record
+from cutover_server.gateway.chat_request import ChatRequest, messages_as_kept
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.openai_shape import ApiError, header_text, rewritten
 from cutover_server.gateway.pictures import Picture, open_pictures
 from cutover_server.gateway.pressure import Reservation
 from cutover_server.gateway.reading import Reading
-from cutover_server.gateway.record import assessment_record, record_line
+from cutover_server.gateway.record import record_line
 from cutover_server.gateway.route_board import InForce, RouteBoard
 from cutover_server.gateway.shadow import Copy, Shadow
 from cutover_server.gateway.spool import Spool, SpoolFull
@@ -71,11 +71,7 @@ class Exchange:
                 arm, case.body_for(arm), limit_seconds, case.route.task, case.in_force.is_valid
             )
 
-        try:
-            attempts = await self.asking.until_answered(case, ask)
-        except BaseException:
-            self.forget(case)
-            raise
+        attempts = await self.asking.until_answered(case, ask)
         await self.conclude(case, attempts)
         return self.reply(case, attempts)
 
@@ -97,7 +93,7 @@ class Exchange:
         }
         try:
             pictures = await open_pictures(
-                request.picture_urls, self.fetch_policy, self.fetch_session, reservation.add
+                request.pictures, self.fetch_policy, self.fetch_session, reservation.add
             )
         except ApiError as refusal:
             self.metrics.request(route, chosen, arm, "rejected")
@@ -109,11 +105,11 @@ class Exchange:
             chosen=chosen,
             arm=arm,
             pictures=pictures,
+            messages=messages_as_kept(request, [picture.digest for picture in pictures]),
             headers=headers,
             received=received,
             started=started,
             deadline=started + self.request_seconds,
-            kept=self.spool.keep_pictures([(one.digest, one.body) for one in _distinct(pictures)]),
         )
 
     async def conclude(self, case: Case, attempts: list[Attempt]) -> None:
@@ -122,20 +118,13 @@ class Exchange:
         if settled.outcome == "error" and attempts[0].reading.kind == "refused":
             self.asking.breakers.failed(attempts[0])
         written = await self._write_down(case, settled, attempts)
-        if not written:
-            self.forget(case)
         self._count(case, settled, attempts, time.monotonic() - case.started)
         self._mirror(case, settled, attempts, written)
-
-    def forget(self, case: Case) -> None:
-        """No record will name the case's pictures: they go once they have been written, unless others need them."""
-        writing = asyncio.gather(*case.kept, return_exceptions=True)
-        writing.add_done_callback(lambda _: self.spool.folder.let_go(case.digests))
 
     # ------------------------------------------------------------------ writing down
 
     async def _write_down(self, case: Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
-        record = assessment_record(
+        line = record_line(
             request_id=case.request_id,
             assessment_id=case.request.assessment_id,
             received_at=datetime.fromtimestamp(case.received, UTC).isoformat(timespec="milliseconds"),
@@ -144,32 +133,23 @@ class Exchange:
             chosen=case.chosen,
             settlement=settled,
             attempts=attempts,
-            messages=messages_for_record(case.request, [picture.digest for picture in case.pictures]),
+            messages=case.messages,
             pictures=case.digests,
             drawn_later=case.route.labels.by_stratum and _makes_pair(case, settled, attempts),
         )
-        line = record_line(record)
-
-        writing = asyncio.ensure_future(self._to_the_spool(case.kept, line))
+        pictures = [(picture.digest, picture.body) for picture in case.pictures]
         try:
-            done, _ = await asyncio.wait((writing,), timeout=_SPOOL_SECONDS)
-            if done:
-                writing.result()
-                return True
+            async with asyncio.timeout(_SPOOL_SECONDS):
+                await self.spool.append(line, pictures)
+            return True
         except SpoolFull as problem:
             log.error("request %s is not recorded: the spool is full (%s)", case.request_id, problem)
-        else:
+        except TimeoutError:
             log.error("request %s is answered unrecorded: the spool's disk is too slow", case.request_id)
-            writing.add_done_callback(lambda done: done.exception())
             self.metrics.spool_full.inc()
-            return True  # it may still reach the disk, and then names its pictures
+            return True  # it may still reach the disk
         self.metrics.spool_full.inc()
         return False
-
-    async def _to_the_spool(self, kept: list[asyncio.Future[None]], line: bytes) -> None:
-        for picture in kept:
-            await picture
-        await self.spool.append(line)
 
     def _count(self, case: Case, settled: rules.Settlement, attempts: list[Attempt], seconds: float) -> None:
         route, chosen, arm = case.route, case.chosen, case.arm
@@ -190,7 +170,8 @@ class Exchange:
             if settled.outcome != "rejected":
                 self.metrics.shadow_dropped(route, "no_control_answer")
             return
-        self.shadow.offer(Copy(case.in_force, candidate, case.request_id, case.body_for(candidate), answer))
+        body = b"".join(case.body_for(candidate))
+        self.shadow.offer(Copy(case.in_force, candidate, case.request_id, body, answer))
 
     # ------------------------------------------------------------------ answering
 

@@ -1,112 +1,359 @@
-"""uvicorn as the gateway runs it: request heads are bounded, and what is no HTTP is refused in OpenAI's shape.
+"""HTTP/1.1 as the gateway serves it: a request with its whole body becomes a visit, and its answer leaves in one write.
 
-Two servers share the process, so signals are left to it. A stream that must not end cleanly is an answer without its
-last part; uvicorn cuts such a connection, and what it would log about it is no news.
+A general server and framework do much that two paths do not need (docs/decisions/0014). Requests of a connection are
+answered in turn. Heads are bounded, and bodies by what the visit says to each piece; what is no HTTP is refused in
+OpenAI's shape. Whoever is refused while still sending is listened to for a moment: reset, it would never read why. A
+stream that must not end cleanly ends by a cut connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import httptools
-import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from cutover_server.gateway.http_visit import Answer, Head, Visit, response_head
 from cutover_server.gateway.openai_shape import ApiError
 
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
-_CUT = "ASGI callable returned without completing response."
+_KEEP_ALIVE_SECONDS = 75.0
+_DISCARD_SECONDS = 1.0
+_BACKLOG = 2048
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """Counts a request's head while it arrives; the parser itself would keep any amount of it."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    body_seconds: float = 30.0
+    """How long a caller may take to send a body."""
+    send_seconds: float = 15.0
+    """How long a caller may leave part of a stream unread."""
+    discard_bytes: int = 1_000_000
+    """How much of a refused body is read on."""
 
-    _in_head = False
-    _head_bytes = 0
+
+class Server:
+    """Listens, and lets requests in flight finish before it ends."""
+
+    def __init__(
+        self,
+        visit: Callable[[Head], Visit],
+        host: str,
+        port: int,
+        drain_seconds: float,
+        limits: Limits | None = None,
+    ) -> None:
+        self.visit = visit
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.leaving = False
+        """Set some time before `stopping`: still answers, but closes each connection with its answer, so that the
+        caller's next request does not meet a connection that is just being closed."""
+        self.stopping = asyncio.Event()
+        self._host, self._port, self._drain_seconds = host, port, drain_seconds
+        self._listener: asyncio.Server | None = None
+        self._empty = asyncio.Event()
+
+    async def listen(self) -> None:
+        """Raises OSError when the port is taken."""
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), self._host, self._port, backlog=_BACKLOG
+        )
+
+    async def serve(self) -> None:
+        """Until `stopping` is set, and then until nobody is served any more or the drain's time is over."""
+        assert self._listener is not None
+        await self.stopping.wait()
+        self._listener.close()
+        for connection in list(self.connections):
+            connection.finish()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_seconds):
+                while self.connections:
+                    self._empty.clear()
+                    await self._empty.wait()
+        for connection in list(self.connections):
+            connection.cut()
+
+    def gone(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._empty.set()
+
+
+class _Incoming:
+    """A request while it arrives."""
+
+    __slots__ = ("body", "complete", "head", "keeps", "refused", "visit")
+
+    def __init__(self) -> None:
+        self.head = Head()
+        self.body: list[bytes] = []
+        self.visit: Visit | None = None
+        self.refused: Answer | None = None
+        self.complete = False
+        self.keeps = False
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._url = b""
+        self._head_bytes = 0
+        self._in_head = True
+        self._arriving: _Incoming | None = None
+        self._waiting: deque[_Incoming] = deque()
+        self._serving: asyncio.Task[None] | None = None
+        self._last = False
+        """No request is taken any more: the connection ends with the answer under way."""
+        self._deaf = False
+        """What still comes is thrown away."""
+        self._discarded = 0
+        self._paused = False
+        self._quiet_since = self._loop.time()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._writable: asyncio.Future[None] | None = None
+        """Set while the caller does not read."""
+
+    # ------------------------------------------------------------------ from the server
+
+    def finish(self) -> None:
+        """Nothing new: ends now, or with the answer under way."""
+        self._last = True
+        if self._serving is None and self._arriving is None and self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------------------------ asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.connections.add(self)
+        self._idle_timer = self._loop.call_later(_KEEP_ALIVE_SECONDS, self._look_whether_idle)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for timer in (self._idle_timer, self._body_timer):
+            if timer is not None:
+                timer.cancel()
+        self._deaf = True
+        self.resume_writing()
+        for incoming in (self._arriving, *self._waiting):
+            if incoming is not None and incoming.visit is not None:
+                incoming.visit.close()
+        self._arriving = None
+        self._waiting.clear()
+        if self._serving is None:  # an answer under way is written down although nobody will read it
+            self._server.gone(self)
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._deaf:
+            self._discarded += len(data)
+            if self._discarded > self._server.limits.discard_bytes and self._transport is not None:
+                self._transport.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._last = True  # no other protocol is spoken here; the request itself is answered
+        except httptools.HttpParserError:
+            self._refuse_malformed()
+            return
+        if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("")
+                self._refuse_malformed()
+                return
+        arriving = self._arriving
+        if arriving is None:
+            return
+        if arriving.refused is not None:
+            self._refuse(arriving.refused)
+        elif arriving.visit is not None and self._body_timer is None:
+            self._body_timer = self._loop.call_later(self._server.limits.body_seconds, self._body_is_late)
+
+    # ------------------------------------------------------------------ httptools
 
     def on_message_begin(self) -> None:
+        self._arriving = _Incoming()
+        self._url = b""
         self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        if self._head_bytes > MAX_HEAD_BYTES:
-            problem = ApiError(431, f"The request's head exceeds {MAX_HEAD_BYTES} bytes.")
-            line = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-        else:
-            problem = ApiError(400, "The request is not valid HTTP.")
-            line = b"HTTP/1.1 400 Bad Request\r\n"
-        body = problem.body()
-        self.transport.write(
-            line
-            + b"content-type: application/json\r\nconnection: close\r\n"
-            + b"content-length: %d\r\n\r\n" % len(body)
-            + body
-        )
-        self.transport.close()
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
+        assert self._arriving is not None
+        self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the head is too large")
+        self._arriving.head.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
 
+    def on_headers_complete(self) -> None:
+        arriving = self._arriving
+        assert arriving is not None
+        self._in_head = False
+        if self._head_bytes + len(self._url) > MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the head is too large")
+        head = arriving.head
+        head.method = self._parser.get_method().decode("ascii")
+        url = self._url if self._url.startswith(b"/") else httptools.parse_url(self._url).path or b"/"
+        head.path = url.partition(b"?")[0].decode("latin-1")
+        arriving.keeps = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
+        arriving.visit = self._server.visit(head)
+        arriving.refused = arriving.visit.refusal
+        if arriving.refused is None and head.headers.get("expect", "").lower() == "100-continue":
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-class Server(uvicorn.Server):
-    """Leaves signals to the process and tells when it listens."""
+    def on_body(self, body: bytes) -> None:
+        arriving = self._arriving
+        if arriving is None or arriving.visit is None or arriving.refused is not None:
+            return
+        arriving.refused = arriving.visit.arrives(len(body))
+        if arriving.refused is None:
+            arriving.body.append(body)
+        else:
+            arriving.body.clear()
 
-    def __init__(self, app: ASGIApp, host: str, port: int, drain_seconds: float) -> None:
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=host,
-                port=port,
-                http=BoundedHttp,
-                loop="uvloop",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-                backlog=2048,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(drain_seconds) or 1,
-            )
+    def on_message_complete(self) -> None:
+        arriving, self._arriving = self._arriving, None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        if arriving is None or arriving.visit is None:
+            return
+        if self._last and self._serving is not None:
+            arriving.visit.close()
+            return
+        self._waiting.append(arriving)
+        if self._serving is None:
+            self._serve_next()
+        elif self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    # ------------------------------------------------------------------ refusing
+
+    def _refuse_malformed(self) -> None:
+        too_large = self._head_bytes + len(self._url) > MAX_HEAD_BYTES
+        problem = (
+            ApiError(431, f"The request's head exceeds {MAX_HEAD_BYTES} bytes.")
+            if too_large
+            else ApiError(400, "The request is not valid HTTP.")
         )
-        self.listening = asyncio.Event()
+        self._refuse(Answer(problem.status, problem.body(), {"content-type": "application/json"}))
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
+    def _refuse(self, answer: Answer) -> None:
+        """Answers a request that has not wholly arrived, and takes no other."""
+        arriving, self._arriving = self._arriving, None
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        if arriving is not None and arriving.visit is not None:
+            arriving.visit.close()
+        self._last = self._deaf = True
+        if self._serving is None:  # else the answer under way is the last one
+            self._write(response_head(answer, keeps=False), answer.body)
+            self._end_soon()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def _body_is_late(self) -> None:
+        self._body_timer = None
+        if self._arriving is not None and self._arriving.visit is not None:
+            self._refuse(self._arriving.visit.is_late())
 
+    def _end_soon(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._transport is not None:
+            with contextlib.suppress(OSError, RuntimeError, NotImplementedError):
+                self._transport.write_eof()
+            self._idle_timer = self._loop.call_later(_DISCARD_SECONDS, self._transport.close)
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return record.msg != _CUT
+    # ------------------------------------------------------------------ answering
+
+    def _serve_next(self) -> None:
+        incoming = self._waiting.popleft()
+        self._serving = self._loop.create_task(self._serve(incoming))
+
+    async def _serve(self, incoming: _Incoming) -> None:
+        visit = incoming.visit
+        assert visit is not None
+        keeps = False
+        try:
+            answer = incoming.refused
+            if answer is None:
+                pieces, incoming.body = incoming.body, []
+                answer = await visit.answer(pieces.pop() if len(pieces) == 1 else b"".join(pieces))
+            keeps = incoming.keeps and not self._last and not self._server.leaving
+            if answer.stream is None:
+                body = b"" if incoming.head.method == "HEAD" else answer.body
+                self._write(response_head(answer, keeps), body)
+            else:
+                self._write(response_head(answer, keeps))
+                if await answer.stream(self._send):
+                    self._write(b"0\r\n\r\n")
+                else:
+                    keeps = False
+        finally:
+            visit.close()
+            self._serving = None
+            self._quiet_since = self._loop.time()
+            self._go_on(keeps)
+
+    def _go_on(self, keeps: bool) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._server.gone(self)
+            return
+        if not keeps or self._last:
+            if self._deaf:
+                self._end_soon()
+            else:
+                transport.close()
+        elif self._waiting:
+            self._serve_next()
+        elif self._paused:
+            self._paused = False
+            transport.resume_reading()
+
+    async def _send(self, piece: bytes) -> None:
+        if self._writable is not None:
+            async with asyncio.timeout(self._server.limits.send_seconds):
+                await asyncio.shield(self._writable)
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+
+    def _write(self, *data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(data)
+
+    def _look_whether_idle(self) -> None:
+        now = self._loop.time()
+        until = self._quiet_since + _KEEP_ALIVE_SECONDS
+        if self._serving is not None or (self._arriving is not None and not self._in_head):
+            until = now + _KEEP_ALIVE_SECONDS
+        if now >= until and self._transport is not None:
+            self._transport.close()
+        else:
+            self._idle_timer = self._loop.call_at(until, self._look_whether_idle)

@@ -7,6 +7,7 @@ Series of rollouts long gone are removed: a gateway outlives many of them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +26,7 @@ from cutover_server.gateway.settlement import FALLBACK_REASONS
 DROP_REASONS = ("queue_full", "pressure", "no_control_answer", "drain")
 REFUSALS = ("token", "size", "pressure", "format")
 _ROLLOUTS_KEPT = 8
+_Metric = TypeVar("_Metric", Counter, Histogram)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -99,6 +101,8 @@ class GatewayMetrics:
         for reason in REFUSALS:
             self._refused.labels(gateway, reason)
         self._rollouts: OrderedDict[str, None] = OrderedDict()
+        self._children: dict[tuple[object, tuple[str, ...]], object] = {}
+        """Series in use; forgotten at each route."""
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
@@ -106,27 +110,35 @@ class GatewayMetrics:
     # ------------------------------------------------------------------ events
 
     def request(self, route: Route, arm_label: str, arm: Arm, outcome: str) -> None:
-        self._requests.labels(self.gateway, route.rollout, arm_label, arm.version, outcome).inc()
+        self._child(self._requests, route.rollout, arm_label, arm.version, outcome).inc()
 
     def answered(self, route: Route, arm_label: str, arm: Arm, seconds: float) -> None:
-        self._duration.labels(self.gateway, route.rollout, arm_label, arm.version).observe(seconds)
+        self._child(self._duration, route.rollout, arm_label, arm.version).observe(seconds)
 
     def cost(self, route: Route, arm_label: str, arm: Arm, usd: float) -> None:
-        self._cost.labels(self.gateway, route.rollout, arm_label, arm.version).inc(usd)
+        self._child(self._cost, route.rollout, arm_label, arm.version).inc(usd)
 
     def fallback(self, route: Route, arm_label: str, reason: str) -> None:
-        self._fallbacks.labels(self.gateway, route.rollout, arm_label, reason).inc()
+        self._child(self._fallbacks, route.rollout, arm_label, reason).inc()
 
     def shadow_pair(self, route: Route, version: str, agreement: str, seconds: float) -> None:
-        self._shadow_pairs.labels(self.gateway, route.rollout, version, agreement).inc()
-        self._shadow_duration.labels(self.gateway, route.rollout, version).observe(seconds)
+        self._child(self._shadow_pairs, route.rollout, version, agreement).inc()
+        self._child(self._shadow_duration, route.rollout, version).observe(seconds)
 
     def confidence(self, route: Route, version: str, confidence: float | None) -> None:
         sure = contract.confidence_bin(confidence)
-        self._confidence.labels(self.gateway, route.rollout, version, sure).inc()
+        self._child(self._confidence, route.rollout, version, sure).inc()
 
     def shadow_dropped(self, route: Route, reason: str) -> None:
-        self._shadow_dropped.labels(self.gateway, route.rollout, reason).inc()
+        self._child(self._shadow_dropped, route.rollout, reason).inc()
+
+    def _child(self, metric: _Metric, *labels: str) -> _Metric:
+        """The series of this gateway with these labels. Finding it anew costs more than counting."""
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(self.gateway, *labels)
+        return cast(_Metric, child)
 
     def refused(self, reason: str) -> None:
         self._refused.labels(self.gateway, reason).inc()
@@ -138,6 +150,7 @@ class GatewayMetrics:
 
     def route_in_force(self, route: Route) -> None:
         self._generation.set(route.generation)
+        self._children.clear()
         self._begin_at_zero(route)
         self._rollouts[route.rollout] = None
         self._rollouts.move_to_end(route.rollout)

@@ -29,7 +29,6 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_seconds: float | None = None,
-        close: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,8 +37,6 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_seconds = retry_after_seconds
-        self.close = close
-        """The request was not read to its end: the connection cannot be used again."""
         self.extra_headers: dict[str, str] = {}
 
     def body(self) -> bytes:

@@ -48,7 +48,6 @@ class Relay:
             self._attempts = await exchange.asking.until_answered(case, self._begin)
         except BaseException:
             self._close()
-            exchange.forget(case)
             raise
         if self._stream is None:
             await exchange.conclude(case, self._attempts)
@@ -99,7 +98,6 @@ class Relay:
             last = stream.finish()
         except BaseException:
             self._exchange.asking.breakers.abandoned(stream.arm)
-            self._exchange.forget(case)
             raise
         finally:
             self._close()

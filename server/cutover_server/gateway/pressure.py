@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cutover_server.gateway.openai_shape import ApiError
@@ -27,6 +25,10 @@ class Reservation:
         self.budget.used += size
         self.held += size
 
+    def release(self) -> None:
+        self.budget.used -= self.held
+        self.held = 0
+
     def _check(self, size: int) -> None:
         if self.budget.used + size > self.budget.limit:
             raise ApiError(
@@ -42,14 +44,6 @@ class Reservation:
 class InFlight:
     limit: int
     used: int = 0
-
-    @contextmanager
-    def reservation(self) -> Iterator[Reservation]:
-        reservation = Reservation(self)
-        try:
-            yield reservation
-        finally:
-            self.used -= reservation.held
 
     def take_if_calm(self, size: int) -> bool:
         """For mirrored copies; give back with `give_back`."""

@@ -18,13 +18,14 @@ import aiohttp
 
 from cutover.fetch import FetchPolicy, guarded_session
 from cutover.route import Route
-from cutover_server.gateway.app import Applications
-from cutover_server.gateway.arms import ArmCaller, outbound_session
+from cutover_server.gateway.app import Applications, Operations
+from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.breakers import Breakers
 from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.exchange import Exchange
-from cutover_server.gateway.http_server import Server
+from cutover_server.gateway.http_pool import HttpPool
+from cutover_server.gateway.http_server import Limits, Server
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
 from cutover_server.gateway.route_board import RouteBoard
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 _FIRST_ROUTE_SECONDS = 5.0
 """How long readiness waits to hear the route's source; then the cached or idle route will do."""
 _DELIVERY_SECONDS = 5.0
+_OWN_CONNECTIONS = 4
+"""To the assessments service."""
 _OBJECTS_BEFORE_COLLECTION = 20_000
 
 
@@ -62,7 +65,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
 
     async with contextlib.AsyncExitStack() as stack:
-        arms_session = await stack.enter_async_context(outbound_session(settings.connections))
+        pool = stack.enter_context(contextlib.closing(HttpPool(settings.connections)))
+        own_pool = stack.enter_context(contextlib.closing(HttpPool(_OWN_CONNECTIONS)))
         own_session = await stack.enter_async_context(
             aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -85,7 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         sender = Sender(
             spool,
             settings.spool,
-            own_session,
+            own_pool,
             settings.assessments_url,
             settings.internal_token,
             chance,
@@ -93,7 +97,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         watch = _watch(settings, board, own_session)
         in_flight = InFlight(settings.max_in_flight_bytes)
-        caller = ArmCaller(arms_session, settings.keys_folder, settings.silence_seconds)
+        caller = ArmCaller(pool, settings.keys_folder, settings.silence_seconds)
         shadow = Shadow(
             caller,
             metrics,
@@ -123,34 +127,37 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_body_bytes=settings.max_body_bytes,
             body_seconds=settings.body_seconds,
             first_token_seconds=settings.first_token_seconds if passes else None,
-            send_seconds=settings.silence_seconds,
-            pod=settings.pod,
-            refresh_gauges=lambda: metrics.spool_records.set(sender.waiting_records()),
         )
-        app_server = Server(faces.for_callers(), settings.host, settings.port_app, settings.drain_seconds)
-        ops_server = Server(faces.for_operations(), settings.host, settings.port_ops, 1.0)
+        operations = Operations(
+            exchange, settings.pod, lambda: metrics.spool_records.set(sender.waiting_records())
+        )
+        limits = Limits(settings.body_seconds, settings.silence_seconds, 4 * settings.max_body_bytes)
+        app_server = Server(faces.visit, settings.host, settings.port_app, settings.drain_seconds, limits)
+        ops_server = Server(operations.visit, settings.host, settings.port_ops, 1.0)
 
+        await ops_server.listen()
         ops = asyncio.create_task(ops_server.serve())
         watching = asyncio.create_task(watch.run())
         sending = asyncio.create_task(sender.run())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
+        await app_server.listen()
         app = asyncio.create_task(app_server.serve())
-        await app_server.listening.wait()
         # What is there now stays; what a request leaves behind is freed by counting, so cycles are looked for seldom.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_OBJECTS_BEFORE_COLLECTION, 10, 20)
-        faces.ready = True
+        operations.ready = True
         log.info("gateway %s serves on port %d", settings.gateway, settings.port_app)
 
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, app, ops}, return_when=asyncio.FIRST_COMPLETED)
-        faces.ready = False
+        operations.ready = False
+        app_server.leaving = True
         log.info("draining")
         if stop.is_set():
             await asyncio.sleep(settings.drain_delay_seconds)
-        app_server.should_exit = True
+        app_server.stopping.set()
         # Side by side: mirrored requests get no time of their own out of the pod's grace period.
         await asyncio.gather(app, shadow.drain(settings.drain_seconds), return_exceptions=True)
         for task in (watching, sending, stopping):
@@ -158,10 +165,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await asyncio.gather(watching, sending, stopping, return_exceptions=True)
         await sender.drain(_DELIVERY_SECONDS)
         await spool.close()
-        ops_server.should_exit = True
+        ops_server.stopping.set()
         await asyncio.gather(ops, return_exceptions=True)
         if not stop.is_set():
-            raise RuntimeError("a server ended unasked; its port may be taken")
+            raise RuntimeError("a server ended unasked")
     log.info("gone")
 
 

@@ -1,11 +1,18 @@
-"""What is written down about a request. Pure."""
+"""What is written down about a request, as an entry of the spool. Pure.
+
+The entries are `{"record": AssessmentRecord}` and `{"shadow": ShadowUpdate}` in their wire form. They are put together
+here rather than by the models, which takes nearly twice as long; the assessments service checks each one when it takes
+it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cutover.records import ArmAnswer, ArmName, AssessmentRecord
+import orjson
+
+from cutover.records import ArmName
 from cutover.route import Route, label_probability, labellers_wanted, sampled_for_label
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.settlement import Settlement
@@ -13,23 +20,27 @@ from cutover_server.gateway.settlement import Settlement
 _TEXT_CHARACTERS = 65_536
 
 
-def arm_answer(attempt: Attempt) -> ArmAnswer:
+def arm_answer(attempt: Attempt) -> dict[str, Any]:
+    """The wire form of an ArmAnswer."""
     reading = attempt.reading
-    error = "" if reading.kind == "answered" else f"{reading.kind}: {reading.problem}"
-    return ArmAnswer(
-        version=attempt.arm.version,
-        provider=attempt.arm.name,
+    told: dict[str, Any] = {
+        "version": attempt.arm.version,
+        "provider": attempt.arm.name,
         # Lone surrogates cannot be stored as UTF-8; only an invalid answer can hold them.
-        text=reading.text[:_TEXT_CHARACTERS].encode("utf-8", "replace").decode(),
-        answer=reading.answer,
-        error=error,
-        latency_seconds=None if reading.kind == "breaker" else attempt.seconds,
-        cost_usd=attempt.cost_usd,
-        confidence=attempt.confidence,
-    )
+        "text": reading.text[:_TEXT_CHARACTERS].encode("utf-8", "replace").decode(),
+        "error": "" if reading.kind == "answered" else f"{reading.kind}: {reading.problem}",
+        "costUsd": attempt.cost_usd,
+    }
+    if reading.answer is not None:
+        told["answer"] = reading.answer
+    if reading.kind != "breaker":
+        told["latencySeconds"] = attempt.seconds
+    if attempt.confidence is not None:
+        told["confidence"] = attempt.confidence
+    return told
 
 
-def assessment_record(
+def record_line(
     *,
     request_id: str,
     assessment_id: str | None,
@@ -39,41 +50,44 @@ def assessment_record(
     chosen: ArmName,
     settlement: Settlement,
     attempts: Sequence[Attempt],
-    messages: list[dict[str, Any]],
+    messages: bytes,
     pictures: Sequence[str],
     drawn_later: bool = False,
-) -> AssessmentRecord:
+) -> bytes:
     """The record of a settled request. Labels are sampled by the request's own id; `drawn_later` leaves that to the
-    mirrored answer, which tells the stratum."""
-    first = arm_answer(attempts[0])
+    mirrored answer, which tells the stratum. `messages` is JSON, each picture by its digest."""
     later = attempts[settlement.served or -1] if len(attempts) > 1 else None
     served = attempts[settlement.served] if settlement.served is not None else None
-    return AssessmentRecord(
-        id=request_id,
-        assessment_id=assessment_id or request_id,
-        group_id=assessment_id or "",
-        received_at=received_at,
-        gateway=gateway,
-        task=route.task.name,
-        rollout=route.rollout,
-        chosen=chosen,
-        outcome=settlement.outcome,
-        served_version=served.arm.version
-        if served is not None and served.reading.completion is not None
-        else "",
-        fallback_reason=settlement.reason,
-        messages=messages,
-        pictures=tuple(pictures),
-        control=first if chosen == "control" else None,
-        candidate=first if chosen == "candidate" else None,
-        fallback=arm_answer(later) if later is not None else None,
-        sampled=not drawn_later and settlement.outcome != "rejected" and sampled_for_label(route, request_id),
-        sampling_probability=label_probability(route),
-        labellers=labellers_wanted(route, request_id),
-        label_deadline_seconds=route.labels.deadline_seconds,
+    answered = served is not None and served.reading.completion is not None
+    record: dict[str, Any] = {
+        "id": request_id,
+        "assessmentId": assessment_id or request_id,
+        "groupId": assessment_id or "",
+        "receivedAt": received_at,
+        "gateway": gateway,
+        "task": route.task.name,
+        "rollout": route.rollout,
+        "chosen": chosen,
+        "outcome": settlement.outcome,
+        "servedVersion": served.arm.version if served is not None and answered else "",
+        "fallbackReason": settlement.reason,
+        "messages": orjson.Fragment(messages),
+        "pictures": pictures,
+        chosen: arm_answer(attempts[0]),
+        "sampled": not drawn_later
+        and settlement.outcome != "rejected"
+        and sampled_for_label(route, request_id),
+        "samplingProbability": label_probability(route),
+        "labellers": labellers_wanted(route, request_id),
+        "labelDeadlineSeconds": route.labels.deadline_seconds,
+    }
+    if later is not None:
+        record["fallback"] = arm_answer(later)
+    return orjson.dumps({"record": record})
+
+
+def shadow_line(request_id: str, candidate: Attempt, kept: bool, draw: Mapping[str, Any]) -> bytes:
+    """The mirrored answer of a request; `draw` is where it is drawn for a label, if it is."""
+    return orjson.dumps(
+        {"shadow": {"id": request_id, "candidate": arm_answer(candidate), "kept": kept, **draw}}
     )
-
-
-def record_line(record: AssessmentRecord) -> bytes:
-    """The record as an entry of the spool."""
-    return b'{"record":' + record.model_dump_json(by_alias=True, exclude_none=True).encode() + b"}"

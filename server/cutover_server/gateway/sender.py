@@ -12,12 +12,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-import aiohttp
 import orjson
 
 from cutover.contract import PATH_PICTURES, PATH_RECORDS
+from cutover_server.gateway.http_connection import ReplyTooLarge
+from cutover_server.gateway.http_pool import HttpPool, endpoint
 from cutover_server.gateway.segments import read_segment
 from cutover_server.gateway.spool import Spool
 from cutover_server.gateway.spool_folder import SpoolFolder, pictures_of
@@ -27,7 +29,12 @@ BATCH_RECORDS = 100
 BATCH_BYTES = 1_000_000
 _UNFIT = frozenset({400, 413, 415, 422})
 _LINGER_SECONDS = 0.1
+_CROWD_RECORDS, _CROWD_LINGER_SECONDS = 3, 1.0
+"""A segment costs the same however many records it holds: where many come, more are waited for."""
 _ADOPTION_SECONDS = 30.0
+_BYTES, _JSON = b"application/octet-stream", b"application/json"
+_CALL_SECONDS = 30.0
+_RECORD, _SHADOW = b'{"record":', b'{"shadow":'
 _BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
@@ -43,7 +50,7 @@ class _Unfit(Exception):
 class Sender:
     spool: Spool
     root: Path
-    session: aiohttp.ClientSession
+    pool: HttpPool
     url: str
     token: str
     chance: Callable[[], float]
@@ -53,6 +60,8 @@ class Sender:
     _delivered: dict[Path, int] = field(default_factory=dict)
     """Entries of a segment already taken, so that a failure in mid-segment does not send them again."""
     _failures: int = 0
+    _last_records: int = 0
+    """In the segment delivered last."""
 
     def waiting_records(self) -> int:
         return self.spool.folder.records + sum(folder.records for folder in self._adopted)
@@ -86,7 +95,8 @@ class Sender:
                         await self.spool.appended.wait()
                 except TimeoutError:
                     continue
-                await asyncio.sleep(_LINGER_SECONDS)
+                crowd = self._last_records >= _CROWD_RECORDS
+                await asyncio.sleep(_CROWD_LINGER_SECONDS if crowd else _LINGER_SECONDS)
 
     async def drain(self, patience_seconds: float) -> None:
         """One last attempt to deliver everything; what is left stays on disk for the next process."""
@@ -130,37 +140,36 @@ class Sender:
                 self._adopted.append(folder)
 
     async def _deliver(self, folder: SpoolFolder, segment: Path) -> None:
-        content = read_segment(await asyncio.to_thread(segment.read_bytes))
+        data = await asyncio.to_thread(segment.read_bytes)
+        content = read_segment(data)
         if segment not in self._delivered:
             for line in content.damaged:
                 self._put_aside(folder, line, "damaged on disk")
         done = self._delivered.setdefault(segment, 0)
         while done < len(content.payloads):
             batch = _next_batch(content.payloads, done)
-            for digest in dict.fromkeys(digest for payload in batch for digest in pictures_of(payload)):
-                await self._put_picture(folder, digest)
+            for digest in dict.fromkeys(chain.from_iterable(map(pictures_of, batch))):
+                place = content.pictures.pop(digest, None)
+                if place is not None:  # else delivered with a record before
+                    await self._put_picture(folder, digest, memoryview(data)[place[0] : sum(place)])
             await self._post(folder, batch)
             done += len(batch)
             self._delivered[segment] = done
-        named = [digest for payload in content.payloads for digest in pictures_of(payload)]
-        await asyncio.to_thread(folder.drop, segment, len(content.payloads), named)
+        self._last_records = len(content.payloads)
+        await asyncio.to_thread(folder.drop, segment, len(content.payloads))
         self._delivered.pop(segment, None)
 
-    async def _put_picture(self, folder: SpoolFolder, digest: str) -> None:
+    async def _put_picture(self, folder: SpoolFolder, digest: str, body: memoryview) -> None:
         try:
-            body = await asyncio.to_thread((folder.pictures / digest).read_bytes)
-        except FileNotFoundError:
-            return  # delivered with an earlier record, or put aside
-        try:
-            await self._send("PUT", f"{PATH_PICTURES}/{digest}", body, "application/octet-stream")
+            await self._send(b"PUT", f"{PATH_PICTURES}/{digest}", body, _BYTES)
         except _Unfit as refusal:
             log.error("picture %s is put aside: %s", digest, refusal)
-            await asyncio.to_thread(folder.bury_picture, digest)
+            await asyncio.to_thread(folder.bury_picture, digest, body)
             self.dead_letter()
 
     async def _post(self, folder: SpoolFolder, batch: list[bytes]) -> None:
         try:
-            reply = await self._send("POST", PATH_RECORDS, _batch_body(batch), "application/json")
+            reply = await self._send(b"POST", PATH_RECORDS, _batch_body(batch), _JSON)
         except _Unfit as refusal:
             if len(batch) == 1:
                 self._put_aside(folder, batch[0], str(refusal))
@@ -175,20 +184,24 @@ class Sender:
             if reason is not None:
                 self._put_aside(folder, payload, reason)
 
-    async def _send(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
-        headers = {"Content-Type": content_type, "Authorization": f"Bearer {self.token}"}
+    async def _send(self, method: bytes, path: str, body: bytes | memoryview, kind: bytes) -> bytes:
+        headers = b"Content-Type: %b\r\nAuthorization: Bearer %b\r\n" % (kind, self.token.encode())
+        shown = method.decode()
         try:
-            async with self.session.request(
-                method, self.url.rstrip("/") + path, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                status, reply = response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _NotTaken(f"{method} failed: {type(error).__name__}") from error
-        if status in _UNFIT:
-            raise _Unfit(f"{method} was answered with {status}")
-        if not 200 <= status < 300:
-            raise _NotTaken(f"{method} was answered with {status}")
-        return reply
+            where = endpoint(self.url).below(path)
+            limit_at = asyncio.get_running_loop().time() + _CALL_SECONDS
+            reply = await self.pool.send(method, where, headers, (body,), limit_at, _CALL_SECONDS)
+            try:
+                told = await reply.body()
+            finally:
+                reply.close()
+        except (OSError, ReplyTooLarge) as error:
+            raise _NotTaken(f"{shown} failed: {type(error).__name__}") from error
+        if reply.status in _UNFIT:
+            raise _Unfit(f"{shown} was answered with {reply.status}")
+        if not 200 <= reply.status < 300:
+            raise _NotTaken(f"{shown} was answered with {reply.status}")
+        return told
 
     def _put_aside(self, folder: SpoolFolder, payload: bytes, reason: str) -> None:
         log.error("an entry is put aside as a dead letter in %s: %s", folder.dead, reason)
@@ -208,14 +221,10 @@ def _next_batch(payloads: tuple[bytes, ...], start: int) -> list[bytes]:
 
 
 def _batch_body(batch: list[bytes]) -> bytes:
-    """A `RecordBatch` from spooled entries, `{"record": {...}}` or `{"shadow": {...}}` each."""
-    entries = [orjson.loads(payload) for payload in batch]
-    return orjson.dumps(
-        {
-            "records": [entry["record"] for entry in entries if "record" in entry],
-            "shadows": [entry["shadow"] for entry in entries if "shadow" in entry],
-        }
-    )
+    """A `RecordBatch` from spooled entries, `{"record": {...}}` or `{"shadow": {...}}` each, as they stand."""
+    records = b",".join(payload[len(_RECORD) : -1] for payload in batch if payload.startswith(_RECORD))
+    shadows = b",".join(payload[len(_SHADOW) : -1] for payload in batch if payload.startswith(_SHADOW))
+    return b'{"records":[%b],"shadows":[%b]}' % (records, shadows)
 
 
 def _refused_ids(reply: bytes) -> dict[str, str]:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutover.contract import STRATUM_AGREE, STRATUM_DISAGREE
-from cutover.records import ShadowUpdate
 from cutover.route import Arm, Route, in_label_pool, label_probability, sampled_for_label
 from cutover.task import Task
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
-from cutover_server.gateway.record import arm_answer
+from cutover_server.gateway.record import shadow_line
 from cutover_server.gateway.route_board import InForce
 from cutover_server.gateway.settlement import too_unsure
 from cutover_server.gateway.spool import SpoolFull
@@ -67,7 +66,7 @@ def _draw(route: Route, request_id: str, result: str) -> dict[str, Any]:
         "pooled": True,
         "sampled": sampled_for_label(route, request_id, stratum),
         "stratum": stratum,
-        "sampling_probability": label_probability(route, stratum) / route.labels.pair_probability,
+        "samplingProbability": label_probability(route, stratum) / route.labels.pair_probability,
     }
 
 
@@ -137,18 +136,12 @@ class Shadow:
     async def _ask(self, copy: Copy) -> None:
         route = copy.in_force.route
         attempt = await self._caller.ask(
-            copy.candidate, copy.body, self._limit_seconds, route.task, copy.in_force.is_valid
+            copy.candidate, (copy.body,), self._limit_seconds, route.task, copy.in_force.is_valid
         )
         limit = route.fallback_rules.confidence
         result = agreement(route.task, copy.control_answer, attempt, limit)
         self._metrics.shadow_pair(route, copy.candidate.version, result, attempt.seconds)
         if attempt.reading.kind == "answered":
             self._metrics.confidence(route, copy.candidate.version, attempt.confidence)
-        update = ShadowUpdate(
-            id=copy.request_id,
-            candidate=arm_answer(attempt),
-            kept=result != "deferred",
-            **_draw(route, copy.request_id, result),
-        )
-        wire = update.model_dump_json(by_alias=True, exclude_none=True).encode()
-        await self._write(b'{"shadow":' + wire + b"}")
+        draw = _draw(route, copy.request_id, result)
+        await self._write(shadow_line(copy.request_id, attempt, result != "deferred", draw))

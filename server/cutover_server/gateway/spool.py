@@ -1,34 +1,39 @@
 """The spool: what happened is on disk before the caller gets the answer, and in the database after.
 
 Own append-only segments rather than SQLite: the only operations are "append and sync many at once", "read the oldest
-whole" and "delete whole". A segment file does these with one fdatasync per group and one unlink, needs no vacuum, no
+whole" and "delete whole". A record and the pictures it names are one write, so that neither is ever without the other. A segment file does these with one fdatasync per group and one unlink, needs no vacuum, no
 checkpoint that stalls a commit, and its damage is confined to single lines that carry a checksum.
 
 One thread writes. Whatever is waiting when it gets its turn is written and synced together (group commit): a lone
-request pays one sync, a crowd shares it. Pictures go to their own files, named by digest, while the arm is still
-thinking. The spool is bounded: when it is full, or the disk refuses, the caller of `append` is told with `SpoolFull`
+request pays one sync, a crowd waits two milliseconds to share it. The spool is bounded, on disk and in what waits for the disk: when it is full, or the disk refuses, the caller of `append` is told with `SpoolFull`
 and nothing is left half-written.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
-from cutover_server.gateway.segments import frame
+from cutover_server.gateway.segments import frame, frame_picture
 from cutover_server.gateway.spool_folder import SpoolFolder
 
 log = logging.getLogger(__name__)
-SEGMENT_BYTES = 4_000_000
+SEGMENT_BYTES = 8_000_000
+MAX_WAITING_BYTES = 64_000_000
+"""What may wait for a slow disk."""
 _GROUP = 512
+_VECTOR = 512
+"""Parts of one write; the kernel takes 1,024."""
+_GATHER_SECONDS = 0.002
+_CROWD_SECONDS = 0.005
+"""Who comes within this time of the last sync is one of a crowd."""
 
 
 class SpoolFull(Exception):
@@ -36,14 +41,13 @@ class SpoolFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    digest: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Entry:
     payload: bytes
+    pictures: Sequence[tuple[str, bytes]]
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + sum(len(body) for _, body in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class _Seal:
     final: bool = False
 
 
-_Job = tuple[_Picture | _Line | _Seal, asyncio.Future[None]]
+_Job = tuple[_Entry | _Seal, asyncio.Future[None]]
 
 
 def claim_own_folder(root: Path, instance: str) -> SpoolFolder:
@@ -74,6 +78,9 @@ class Spool:
         self._descriptor: int | None = None
         self._active: Path | None = None
         self._size = 0
+        self._digests: set[str] = set()
+        """Pictures in the segment being written."""
+        self._waiting_bytes = 0
         self._number = folder.next_number()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -81,14 +88,14 @@ class Spool:
 
     # ------------------------------------------------------------------ from the event loop
 
-    def keep_pictures(self, pictures: Sequence[tuple[str, bytes]]) -> list[asyncio.Future[None]]:
-        """Starts writing pictures; await the futures before `append`. Undo with `folder.let_go` if no record follows."""
-        self.folder.hold(digest for digest, _ in pictures)
-        return [self._submit(_Picture(digest, body)) for digest, body in pictures]
-
-    async def append(self, payload: bytes) -> None:
-        """On return the payload has been synced. Raises SpoolFull."""
-        await self._submit(_Line(payload))
+    async def append(self, payload: bytes, pictures: Sequence[tuple[str, bytes]] = ()) -> None:
+        """On return the payload and its pictures, by digest, have been synced. Raises SpoolFull."""
+        entry = _Entry(payload, pictures)
+        size = entry.size
+        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise SpoolFull(f"{self._waiting_bytes} bytes wait for a slow disk")
+        self._waiting_bytes += size
+        await self._submit(entry)
         self.appended.set()
 
     async def seal(self) -> None:
@@ -102,7 +109,7 @@ class Spool:
             await asyncio.to_thread(self._thread.join)
             self.folder.release()
 
-    def _submit(self, job: _Picture | _Line | _Seal, force: bool = False) -> asyncio.Future[None]:
+    def _submit(self, job: _Entry | _Seal, force: bool = False) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
         if self._closed and not force:
             future.set_exception(SpoolFull("the spool is closed"))
@@ -110,95 +117,80 @@ class Spool:
             self._jobs.put((job, future))
         return future
 
+    def _resolve(self, outcomes: list[tuple[asyncio.Future[None], Exception | None]], size: int) -> None:
+        self._waiting_bytes -= size
+        for future, failure in outcomes:
+            if future.cancelled():
+                continue
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)
+
     # ------------------------------------------------------------------ the writer's thread
 
     def _run(self) -> None:
-        final = False
+        final, synced = False, 0.0
         while not final:
             group = [self._jobs.get()]
+            if time.monotonic() - synced < _CROWD_SECONDS:
+                time.sleep(_GATHER_SECONDS)
             while len(group) < _GROUP:
                 try:
                     group.append(self._jobs.get_nowait())
                 except queue.Empty:
                     break
             failures: dict[int, Exception] = {}
-            self._write_pictures(group, failures)
-            self._write_lines(group, failures)
+            self._write_entries(group, failures)
             for job, _ in group:
                 if isinstance(job, _Seal):
                     self._seal_active()
                     final = final or job.final
+            synced = time.monotonic()
             outcomes = [(future, failures.get(at)) for at, (_, future) in enumerate(group)]
+            size = sum(job.size for job, _ in group if isinstance(job, _Entry))
             try:
-                self._loop.call_soon_threadsafe(_resolve, outcomes)
+                self._loop.call_soon_threadsafe(self._resolve, outcomes, size)
             except RuntimeError:
                 return  # the loop is gone, and with it everybody who waits
 
-    def _write_pictures(self, group: list[_Job], failures: dict[int, Exception]) -> None:
-        """Writes all first and syncs then: the journal commit of the first sync carries most of the others."""
-        parts: dict[str, BinaryIO] = {}
-        failed: dict[str, str] = {}
-        for job, _ in group:
-            if (
-                isinstance(job, _Picture)
-                and job.digest not in parts
-                and not self._picture(job.digest).exists()
-            ):
-                try:
-                    self._check_room(len(job.body))
-                    parts[job.digest] = file = cast(BinaryIO, self._part(job.digest).open("wb"))
-                    file.write(job.body)
-                    file.flush()
-                except (OSError, SpoolFull) as error:
-                    failed[job.digest] = str(error)
-        for digest, file in parts.items():
-            try:
-                if digest not in failed:
-                    os.fsync(file.fileno())
-                    self._part(digest).replace(self._picture(digest))
-                    self.folder.added(os.fstat(file.fileno()).st_size)
-            except OSError as error:
-                failed[digest] = str(error)
-            with contextlib.suppress(OSError):
-                file.close()
-        try:
-            if parts:
-                _sync_folder(self.folder.pictures)
-        except OSError as error:
-            failed.update(dict.fromkeys(parts, str(error)))
+    def _write_entries(self, group: list[_Job], failures: dict[int, Exception]) -> None:
+        """One write and one sync for all that have room."""
+        parts: list[bytes] = []
+        written: list[int] = []
+        digests: set[str] = set()
+        size = 0
         for at, (job, _) in enumerate(group):
-            if isinstance(job, _Picture) and job.digest in failed:
-                failures[at] = SpoolFull(failed[job.digest])
-                self._part(job.digest).unlink(missing_ok=True)
-
-    def _picture(self, digest: str) -> Path:
-        return self.folder.pictures / digest
-
-    def _part(self, digest: str) -> Path:
-        return self.folder.pictures / f".{digest}.part"
-
-    def _write_lines(self, group: list[_Job], failures: dict[int, Exception]) -> None:
-        lines = [(at, job.payload) for at, (job, _) in enumerate(group) if isinstance(job, _Line)]
-        if not lines:
+            if not isinstance(job, _Entry):
+                continue
+            own: list[bytes] = []
+            fresh = {one: body for one, body in job.pictures if one not in self._digests | digests}
+            for digest, body in fresh.items():
+                own += frame_picture(digest, body)
+            own.append(frame(job.payload))
+            more = sum(map(len, own))
+            if self.folder.bytes_used + size + more > self._max_bytes:
+                failures[at] = SpoolFull(f"{self.folder.bytes_used} of {self._max_bytes} bytes are used")
+                continue
+            parts += own
+            size += more
+            digests.update(fresh)
+            written.append(at)
+        if not written:
             return
-        data = b"".join(frame(payload) for _, payload in lines)
         try:
-            self._check_room(len(data))
             descriptor = self._open_segment()
-            _write_all(descriptor, data)
+            _write_all(descriptor, parts)
             os.fdatasync(descriptor)
-        except (OSError, SpoolFull) as error:
+        except OSError as error:
             self._give_up_write()
-            failures.update((at, SpoolFull(str(error))) for at, _ in lines)
+            failures.update((at, SpoolFull(str(error))) for at in written)
             return
-        self._size += len(data)
-        self.folder.added(len(data), len(lines))
+        self._size += size
+        self._digests |= digests
+        self.folder.added(size, len(written))
         if self._size >= SEGMENT_BYTES:
             self._seal_active()
-
-    def _check_room(self, size: int) -> None:
-        if self.folder.bytes_used + size > self._max_bytes:
-            raise SpoolFull(f"{self.folder.bytes_used} of {self._max_bytes} bytes are used")
 
     def _open_segment(self) -> int:
         if self._descriptor is None:
@@ -230,23 +222,18 @@ class Spool:
             self._active.unlink(missing_ok=True)
         self._descriptor = self._active = None
         self._size = 0
+        self._digests.clear()
 
 
-def _resolve(outcomes: list[tuple[asyncio.Future[None], Exception | None]]) -> None:
-    for future, failure in outcomes:
-        if future.cancelled():
-            continue
-        if failure is None:
-            future.set_result(None)
-        else:
-            future.set_exception(failure)
-            future.exception()  # a picture's future may have lost its reader; this is no news for the log
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write_all(descriptor: int, parts: list[bytes]) -> None:
+    for at in range(0, len(parts), _VECTOR):
+        vector: list[bytes | memoryview] = list(parts[at : at + _VECTOR])
+        while vector:
+            written = os.writev(descriptor, vector)
+            while vector and written >= len(vector[0]):
+                written -= len(vector.pop(0))
+            if written:
+                vector[0] = memoryview(vector[0])[written:]
 
 
 def _sync_folder(path: Path) -> None:

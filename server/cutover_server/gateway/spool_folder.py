@@ -1,8 +1,7 @@
 """One gateway process's folder on the spool volume: who owns it, what waits in it, what may be deleted.
 
     <root>/<instance>/lock               held (flock) by the process that owns the folder
-    <root>/<instance>/segments/*.seg     records, oldest first
-    <root>/<instance>/pictures/<sha256>  each picture once, until no waiting record names it
+    <root>/<instance>/segments/*.seg     records and their pictures, oldest first
     <root>/<instance>/dead/              what the assessments service will never take
 
 The kernel releases the lock with the process, however it dies, so that its successor or any other gateway on the same
@@ -16,8 +15,7 @@ import logging
 import os
 import shutil
 import threading
-from collections import Counter
-from collections.abc import Iterable
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import orjson
@@ -34,16 +32,14 @@ class SpoolFolder:
     def __init__(self, path: Path, lock_descriptor: int) -> None:
         self.path = path
         self.segments = path / "segments"
-        self.pictures = path / "pictures"
         self.dead = path / "dead"
         self._lock_descriptor = lock_descriptor
         self._guard = threading.Lock()
-        self._references: Counter[str] = Counter()
         self.waiting: list[Path] = []
         """Sealed segments, oldest first."""
         self.records = 0
         self.bytes_used = 0
-        for folder in (self.segments, self.pictures, self.dead):
+        for folder in (self.segments, self.dead):
             folder.mkdir(exist_ok=True)
         self._recover()
 
@@ -67,43 +63,17 @@ class SpoolFolder:
         return SpoolFolder(path, descriptor)
 
     def _recover(self) -> None:
-        """Counts what a process before this one left, and removes pictures whose request was never answered."""
+        """Counts what a process before this one left. Pictures are skipped, not read."""
         for path in sorted(self.segments.glob("*.seg")):
-            data = path.read_bytes()
-            content = read_segment(data)
-            if content.torn:
-                log.warning("segment %s ends in a torn line, which no caller was told of", path.name)
+            size = path.stat().st_size
+            if size:
+                with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+                    content = read_segment(data)
+                if content.torn:
+                    log.warning("segment %s ends in a torn line, which no caller was told of", path.name)
+                self.records += len(content.payloads)
             self.waiting.append(path)
-            self.records += len(content.payloads)
-            self.bytes_used += len(data)
-            for payload in content.payloads:
-                self._references.update(pictures_of(payload))
-        for path in self.pictures.iterdir():
-            if path.name in self._references:
-                self.bytes_used += path.stat().st_size
-            else:
-                path.unlink(missing_ok=True)
-
-    # ------------------------------------------------------------------ pictures
-
-    def hold(self, digests: Iterable[str]) -> None:
-        with self._guard:
-            self._references.update(digests)
-
-    def let_go(self, digests: Iterable[str]) -> None:
-        """Counterpart of `hold`; deletes pictures nobody names any more."""
-        with self._guard:
-            for digest in digests:
-                self._references[digest] -= 1
-                if self._references[digest] <= 0:
-                    del self._references[digest]
-                    path = self.pictures / digest
-                    try:
-                        size = path.stat().st_size
-                        path.unlink()
-                        self.bytes_used -= size
-                    except FileNotFoundError:
-                        pass
+            self.bytes_used += size
 
     def added(self, size: int, records: int = 0) -> None:
         with self._guard:
@@ -124,17 +94,14 @@ class SpoolFolder:
         numbers = [int(path.stem) for path in self.segments.glob("*.seg") if path.stem.isdigit()]
         return max(numbers, default=0) + 1
 
-    def drop(self, segment: Path, records: int, digests: Iterable[str]) -> None:
-        """A segment whose records are all delivered."""
+    def drop(self, segment: Path, records: int) -> None:
+        """A segment that is delivered."""
         size = segment.stat().st_size
         segment.unlink()
-        try:
-            self.let_go(digests)
-        finally:
-            with self._guard:
-                self.waiting.remove(segment)
-                self.records -= records
-                self.bytes_used -= size
+        with self._guard:
+            self.waiting.remove(segment)
+            self.records -= records
+            self.bytes_used -= size
 
     # ------------------------------------------------------------------ dead letters
 
@@ -150,12 +117,8 @@ class SpoolFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def bury_picture(self, digest: str) -> None:
-        source = self.pictures / digest
-        if source.exists():
-            size = source.stat().st_size
-            source.replace(self.dead / digest)
-            self.added(-size)
+    def bury_picture(self, digest: str, body: bytes | memoryview) -> None:
+        (self.dead / digest).write_bytes(body)
 
     def remove(self, dead_to: Path) -> None:
         """Removes an emptied folder of a process that is gone; its dead letters move on."""

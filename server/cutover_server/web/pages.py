@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from cutover_server.assessments.audit import Actor
 from cutover_server.assessments.auth import (
     COOKIE,
     CSRF_FIELD,
     SESSION_SECONDS,
     Identity,
     Role,
+    came_by_https,
     local_path,
     protect,
     read_form,
@@ -102,14 +104,18 @@ class Pages:
             max_age=SESSION_SECONDS,
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https" or self._service.settings.public_url.startswith("https:"),
+            secure=self._secure(request),
         )
         return response
 
-    async def logout(self, _: Request) -> Response:
+    async def logout(self, request: Request) -> Response:
         response = RedirectResponse("/login", status_code=303)
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=self._secure(request))
         return response
+
+    def _secure(self, request: Request) -> bool:
+        """Whether the cookie may travel encrypted only."""
+        return came_by_https(request) or self._service.settings.public_url.startswith("https:")
 
     # ------------------------------------------------------------------ labelling
 
@@ -131,7 +137,8 @@ class Pages:
             return await self._list(request, {identity: problems[0]["message"]}, 422)
         try:
             # The page's own users have names; a bearer token that posts the form has not.
-            await validate(service.database, service.clock, identity, who.user or "unnamed", values, comment)
+            actor = Actor(who.user or "unnamed", who.role, who.via)
+            await validate(service.database, service.clock, identity, task, actor, values, comment)
         except UnknownAssessment:
             return await self._list(request, {"": "This assessment is no longer there."}, 404)
         query = urlencode({"status": _status(request), "saved": identity})

@@ -1,0 +1,409 @@
+"""The gateway's own HTTP/1.1 on the wire: towards arms, with servers that do odd things, and towards callers."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from cluster.pki import Authority
+from cutover_server.gateway import http_pool
+from cutover_server.gateway.http_connection import (
+    MAX_REPLY_HEAD_BYTES,
+    Reply,
+    ReplyBroken,
+    ReplyTooLarge,
+)
+from cutover_server.gateway.http_pool import HttpPool, NotConnected, endpoint
+from cutover_server.gateway.http_server import Limits, Server
+from cutover_server.gateway.http_visit import Answer, Head, Send
+from fakes.gateway_rig import free_port, until
+
+Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone"
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    return head + await reader.readexactly(length)
+
+
+@asynccontextmanager
+async def arm(play: Play, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that plays this on each connection, its URL, and a list with an entry for each connection."""
+    made: list[int] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        made.append(len(made))
+        try:
+            await play(reader, writer)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            writer.close()
+
+    port = free_port()
+    server = await asyncio.start_server(connected, "127.0.0.1", port, ssl=tls)
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1", made
+    finally:
+        server.close()
+
+
+async def ask(
+    pool: HttpPool, url: str, body: bytes = b"{}", seconds: float = 5.0, silence: float = 5.0
+) -> Reply:
+    limit_at = asyncio.get_running_loop().time() + seconds
+    return await pool.send(b"POST", endpoint(url), b"X-Key: a\r\n", (body,), limit_at, silence)
+
+
+async def whole(pool: HttpPool, url: str, **limits: float) -> tuple[int, bytes]:
+    reply = await ask(pool, url, **limits)  # type: ignore[arg-type]
+    try:
+        return reply.status, await reply.body()
+    finally:
+        reply.close()
+
+
+def answering(*replies: bytes, pause: float = 0.0, size: int = 0) -> Play:
+    """Answers each request with the next reply, in pieces of so many bytes."""
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for reply in replies:
+            await read_request(reader)
+            for at in range(0, len(reply), size or len(reply)):
+                writer.write(reply[at : at + (size or len(reply))])
+                await writer.drain()
+                await asyncio.sleep(pause)
+
+    return play
+
+
+# ------------------------------------------------------------------ towards arms
+
+
+async def test_a_connection_is_kept_for_the_next_request_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_pool, "_IDLE_SECONDS", 0.1)
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(*[OK] * 9)) as (url, made):
+            for _ in range(3):
+                assert await whole(pool, url) == (200, b"done")
+            assert len(made) == 1
+            await until(lambda: not pool._open)
+            assert await whole(pool, url) == (200, b"done")
+            assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n", b"hi"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.0 200 OK\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b""),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 1])
+async def test_a_reply_means_the_same_however_it_arrives(raw: bytes, body: bytes, size: int) -> None:
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(raw, size=size)) as (url, _):
+            assert await whole(pool, url) == (200, body)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhi",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi!",
+        b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"a" * (MAX_REPLY_HEAD_BYTES + 1),
+        b"",
+    ],
+)
+async def test_half_a_reply_is_none(raw: bytes) -> None:
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(raw)) as (url, made):
+            with pytest.raises(ReplyBroken):
+                await whole(pool, url)
+            assert len(made) == 1, "on a new connection it may have been heard: never sent again"
+        assert pool._free == 4
+
+
+async def test_a_reply_to_nothing_ends_the_connection() -> None:
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(OK + b"HTTP/1.1 500 No\r\nx: y\r\ncontent-length: 3\r\n\r\nbad", OK)) as (
+            url,
+            made,
+        ):
+            assert await whole(pool, url) == (200, b"done")
+            assert await whole(pool, url) == (200, b"done")
+            assert len(made) == 2
+
+
+async def test_a_reply_has_a_largest_size_and_longest_pause_and_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(head + b"100000\r\n" + bytes(0x100000) + b"\r\n", *[b""] * 3)) as (url, _):
+            monkeypatch.setattr("cutover_server.gateway.http_connection.MAX_REPLY_BYTES", 500_000)
+            with pytest.raises(ReplyTooLarge):
+                await whole(pool, url)
+        loop = asyncio.get_running_loop()
+        for raw, limits in ((head + b"1\r\na\r\n", {"silence": 0.1}), (b"HTTP/1.1", {"seconds": 0.1})):
+            async with arm(answering(raw, pause=3.0)) as (url, _):
+                begun = loop.time()
+                with pytest.raises(TimeoutError):
+                    await whole(pool, url, **limits)
+                assert loop.time() - begun < 2.0
+        slow = head + b"".join(b"1\r\n%d\r\n" % digit for digit in range(8)) + b"0\r\n\r\n"
+        async with arm(answering(slow, pause=0.05, size=len(slow) // 8)) as (url, _):
+            assert await whole(pool, url, silence=0.3) == (200, b"01234567"), "pauses do not add up"
+        assert pool._free == 4
+
+
+async def test_pieces_of_a_long_reply_are_all_there_although_they_wait() -> None:
+    part = bytes(range(256)) * 1024
+    raw = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (16 * len(part)) + 16 * part
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(raw)) as (url, _):
+            reply = await ask(pool, url, silence=1.0)
+            await asyncio.sleep(0.2)
+            assert reply.many_wait, "the sender is held back"
+            got = b""
+            while piece := await reply.piece():
+                got += piece
+            reply.close()
+            assert got == 16 * part
+
+
+async def test_nobody_waits_for_a_turn_longer_than_he_has() -> None:
+    with closing(HttpPool(1)) as pool:
+        async with arm(answering(OK, OK, pause=0.0)) as (url, _):
+            first = await ask(pool, url)
+            with pytest.raises(TimeoutError):
+                await ask(pool, url, seconds=0.1)
+            waiting = asyncio.create_task(whole(pool, url))
+            await asyncio.sleep(0)
+            first.close()
+            assert await waiting == (200, b"done")
+        assert pool._free == 1
+
+
+async def test_who_is_cancelled_leaves_nothing_behind() -> None:
+    with closing(HttpPool(1)) as pool:
+        async with arm(answering(b"HTTP/1.1", pause=9.0)) as (url, _):
+            asking = asyncio.create_task(whole(pool, url))
+            await until(lambda: pool._open)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await until(lambda: not pool._open)
+        assert pool._free == 1
+        with pytest.raises(NotConnected):
+            await whole(pool, f"http://127.0.0.1:{free_port()}/")
+        assert pool._free == 1
+
+
+async def test_only_a_server_with_a_known_certificate_gets_a_request(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.sign("arm", "arm", addresses=["IP:127.0.0.1"])
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(pair.certificate, pair.key)
+    async with arm(answering(OK), serving) as (url, _):
+        with closing(HttpPool(1)) as pool, pytest.raises(NotConnected):
+            await whole(pool, url)
+        with closing(HttpPool(1)) as pool:
+            pool._ssl = ssl.create_default_context(cafile=authority.ca.certificate)
+            assert await whole(pool, url) == (200, b"done")
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "host"),
+    [
+        ("http://arm/v1", b"/v1", b"Host: arm\r\n"),
+        ("http://arm:80/v1?x=1", b"/v1?x=1", b"Host: arm\r\n"),
+        ("https://arm:8443", b"/", b"Host: arm:8443\r\n"),
+        ("http://[::1]:8000/v1", b"/v1", b"Host: [::1]:8000\r\n"),
+        ("http://bücher.example/v1", b"/v1", b"Host: xn--bcher-kva.example\r\n"),
+        ("http://me:a%3Ab@arm/", b"/", b"Host: arm\r\nAuthorization: Basic bWU6YTpi\r\n"),
+    ],
+)
+def test_where_a_url_leads(url: str, target: bytes, host: bytes) -> None:
+    where = endpoint(url)
+    assert (where.target, where.headers) == (target, host)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://arm/", "arm:80", "http:///x", "http://arm/a b", "http://arm/\r\nx: y"]
+)
+def test_what_is_no_place_to_send_to(url: str) -> None:
+    with pytest.raises(ValueError, match="URL"):
+        endpoint(url)
+
+
+# ------------------------------------------------------------------ towards callers
+
+
+class Echo:
+    """Answers with what it was asked; `/stream` as a stream, `/wait` when it is let."""
+
+    let = asyncio.Event()
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.closed = 0
+        told = Answer(401, b"no", {"x-id": "1"})
+        self.refusal: Answer | None = told if head.headers.get("x-key") == "wrong" else None
+
+    def arrives(self, size: int) -> Answer | None:
+        return Answer(413, b"too much", {}) if size > 300_000 else None
+
+    def is_late(self) -> Answer:
+        return Answer(408, b"late", {})
+
+    async def answer(self, body: bytes) -> Answer:
+        if self.head.path == "/wait":
+            await self.let.wait()
+        if self.head.path == "/stream":
+            return Answer(200, b"", {}, self.stream)
+        return Answer(200, f"{self.head.method} {self.head.path} ".encode() + body, {"x-id": "1"})
+
+    async def stream(self, send: Send) -> bool:
+        for piece in (b"one", b"two"):
+            await send(piece)
+        return self.head.headers.get("x-end") != "bad"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@asynccontextmanager
+async def served(limits: Limits | None = None) -> AsyncIterator[tuple[int, list[Echo], Server]]:
+    visits: list[Echo] = []
+
+    def visit(head: Head) -> Echo:
+        visits.append(Echo(head))
+        return visits[-1]
+
+    Echo.let = asyncio.Event()
+    port = free_port()
+    server = Server(visit, "127.0.0.1", port, 1.0, limits)
+    await server.listen()
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield port, visits, server
+    finally:
+        server.stopping.set()
+        await serving
+    assert [visit.closed for visit in visits] == [1] * len(visits), "each visit ends once"
+
+
+async def spoken(port: int, raw: bytes, size: int = 0) -> bytes:
+    """Everything that comes back until the server hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for at in range(0, len(raw), size or len(raw)):
+        writer.write(raw[at : at + (size or len(raw))])
+        await writer.drain()
+    async with asyncio.timeout(10):
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+
+def post(path: str, body: bytes, *headers: str, last: bool = False) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    lines += ["connection: close"] if last else []
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+@pytest.mark.parametrize("size", [0, 1])
+async def test_requests_of_a_connection_are_answered_in_turn(size: int) -> None:
+    raw = post("/a", b"one") + post("/b?q=1", b"two") + b"GET /c HTTP/1.1\r\nconnection: close\r\n\r\n"
+    async with served() as (port, visits, _):
+        told = await spoken(port, raw, size)
+    assert told.count(b"HTTP/1.1 200 OK\r\n") == 3
+    assert told.index(b"POST /a one") < told.index(b"POST /b two") < told.index(b"GET /c ")
+    assert told.count(b"connection: close") == 1
+    assert [visit.head.path for visit in visits] == ["/a", "/b", "/c"]
+
+
+async def test_odd_but_lawful_requests() -> None:
+    async with served() as (port, _, _):
+        head = await spoken(port, b"HEAD /a HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert head.endswith(b"\r\n\r\n")
+        assert b"content-length: 8" in head
+        old = await spoken(port, b"GET /a HTTP/1.0\r\n\r\n")
+        assert b"connection: close" in old
+        absolute = await spoken(port, b"GET http://x/a HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert absolute.endswith(b"GET /a ")
+        upgrade = await spoken(port, b"GET /a HTTP/1.1\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
+        assert upgrade.endswith(b"GET /a ")
+        expected = await spoken(port, post("/a", b"body", "expect: 100-continue", last=True))
+        assert expected.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+        chunked = b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        assert (await spoken(port, chunked)).endswith(b"POST /a abc")
+        twice = await spoken(port, post("/a", b"", "x-key: right", "x-key: wrong", last=True))
+        assert b" 200 " in twice, "the first of two headers counts"
+
+
+async def test_streams_end_well_or_by_a_cut() -> None:
+    async with served() as (port, _, _):
+        well = await spoken(port, post("/stream", b"", last=True))
+        assert well.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+        cut = await spoken(port, post("/stream", b"", "x-end: bad"))
+        assert cut.endswith(b"3\r\none\r\n3\r\ntwo\r\n")
+
+
+async def test_who_is_refused_while_sending_can_read_why() -> None:
+    async with served(Limits(body_seconds=0.2)) as (port, visits, _):
+        big = post("/a", bytes(3_000_000), "x-key: wrong")
+        assert b" 401 " in await spoken(port, big)
+        small = await spoken(port, post("/a", b"x", "x-key: wrong") + post("/b", b"", last=True))
+        assert small.index(b" 401 ") < small.index(b"POST /b "), (
+            "a refusal of a whole request keeps the connection"
+        )
+        late = await spoken(port, b"POST /a HTTP/1.1\r\ncontent-length: 10\r\n\r\nhalf")
+        assert b" 408 " in late
+        broken = await spoken(port, b"\x16\x03\x01\r\n\r\n")
+        assert b" 400 " in broken
+        await until(lambda: all(visit.closed for visit in visits))
+
+
+async def test_a_server_that_is_leaving_closes_connections_with_their_answers() -> None:
+    async with served() as (port, _, server):
+        server.leaving = True
+        told = await spoken(port, post("/a", b"one") + post("/b", b"two"))
+        assert told.count(b"HTTP/1.1 200 OK\r\n") == 1
+        assert b"connection: close" in told
+
+
+async def test_a_server_that_stops_lets_requests_finish_and_idle_connections_go() -> None:
+    async with served() as (port, visits, server):
+        idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        busy = asyncio.create_task(spoken(port, post("/wait", b"x") + post("/late", b"y")))
+        _, gone_writer = await asyncio.open_connection("127.0.0.1", port)
+        gone_writer.write(post("/wait", b"z"))
+        await until(lambda: len(visits) >= 3)
+        gone_writer.close()
+        server.stopping.set()
+        assert await idle_reader.read() == b""
+        idle_writer.close()
+        assert not busy.done()
+        Echo.let.set()
+        assert b"POST /wait x" in await busy
+        await until(lambda: not server.connections)
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
