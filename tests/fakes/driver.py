@@ -219,7 +219,9 @@ class Driver:
                 self.seen.label_errors += 1
                 continue
             for row in rows:
-                _, seed, index = row["assessmentId"].split("-")
+                app, seed, index = row["assessmentId"].split("-")
+                if app not in ("app", "seed"):
+                    continue  # another application's: nobody here knows what its picture shows
                 known = (
                     self._pool[int(index) % LIVE_POOL]
                     if int(seed) == LIVE_PICTURES

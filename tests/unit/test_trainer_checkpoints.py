@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,15 @@ def buckets() -> Iterator[dict[str, str]]:
         yield {"s3": s3, "gs": gs}
 
 
-@pytest.fixture(params=["file", "s3", "gs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    if request.param == "file":
+def no_link(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+@pytest.fixture(params=["file", "file without hard links", "s3", "gs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    if request.param.startswith("file"):
+        if request.param != "file":
+            monkeypatch.setattr(os, "link", no_link)
         return ArtifactStore(f"file://{tmp_path}/run")
     return ArtifactStore(f"{request.getfixturevalue('buckets')[request.param]}/{tmp_path.name}")
 

@@ -252,3 +252,39 @@ async def test_names_fit_however_long_the_run_is_called() -> None:
     assert all(len(name) <= 52 for name in town.runs())
     for job in town.kube.all(JOBS):
         assert len(job["metadata"]["labels"][LABEL_OWNER_NAME]) <= 63
+
+
+async def test_a_search_that_failed_is_taken_up_again_when_its_spec_is_edited() -> None:
+    broken = True
+
+    def out_of_memory(config: StageConfig) -> Ending | None:
+        return Ending(code=1, message="") if broken and config.spec.trial is not None else None
+
+    compute = {"gpus": 1, "gpuHourBudget": 50, "maxAttempts": 1}
+    town = await to_the_end(SearchTown(spec=short() | {"compute": compute}, disturb=out_of_memory))
+    assert town.condition("Succeeded")[0] == "False"
+    broken = False
+    town.kube.edit(
+        TRAINING_RUNS,
+        NAMESPACE,
+        RUN,
+        lambda run: run["spec"]["compute"].update(memory="64Gi", maxAttempts=5),
+    )
+    await town.until(lambda: town.condition("Succeeded")[0] == "True", step=30)
+    assert {trial["state"] for trial in town.status["tuning"]["trials"]} == {"Done"}
+
+
+async def test_a_search_half_done_goes_on_with_less_budget_than_the_whole_would_need() -> None:
+    town = SearchTown(spec=short())
+    await town.open()
+    await town.until(lambda: len(town.runs()) == 2, step=15)
+
+    def edit(**spec: Any) -> None:
+        town.kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda run: run["spec"].update(**spec))
+
+    edit(suspend=True)
+    await town.until(lambda: town.status["reason"] == "Suspended", step=30)
+    edit(suspend=False, compute={"gpus": 1, "gpuHourBudget": 4.0})
+    for _ in range(5):
+        await town.step(30)
+    assert town.status["reason"] != "ForecastOverBudget"

@@ -102,6 +102,8 @@ class Learner:
         if not self.model.training:  # it walks through every module
             self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        # A worker without a row scales no loss, and the scaler is made by its first use.
+        self.scaler.scale(torch.zeros((), device=self._hardware.device))
         tokens = builder.answer_tokens(rows)
         total = 0.0
         draw = self._draw

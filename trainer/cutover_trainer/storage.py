@@ -18,6 +18,8 @@ import fsspec
 
 from cutover_trainer.outcome import BadInput
 
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""How file systems over SMB or an object store answer to a hard link."""
 SCHEMES = ("file", "s3", "gs")
 CONFLICT = "ConditionalRequestConflict"
 """S3's answer when two conditional puts of one name meet: neither is decided yet, and the loser has to ask again."""
@@ -111,8 +113,24 @@ class ArtifactStore:
             os.link(part, self._local / name)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            return self._created_file(name, data)
         finally:
             part.unlink()
+        return True
+
+    def _created_file(self, name: str, data: bytes) -> bool:
+        """Exclusive, but not whole at once: a manifest cut short does not parse, and its folder is passed over."""
+        assert self._local is not None
+        try:
+            with (self._local / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
         return True
 
     def _created_object(self, path: str, data: bytes) -> bool:

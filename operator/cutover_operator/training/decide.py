@@ -295,11 +295,13 @@ CHECKS: tuple[Check, ...] = (
 
 # ------------------------------------------------------------------ parts of the checks
 def _put_off(s: Situation, message: str) -> StageStatus:
-    """The running attempt is given up without penalty. One whose Job was never made does not count as an attempt."""
+    """The running attempt is given up without penalty. One whose Job was never made does not count as an
+    attempt; a search has none, and has begun."""
     stage = s.stage
     if not stage.at_work:
         return stage
-    number = stage.attempt if job_of(s.world, stage) else stage.attempt - 1
+    begun = stage.name == STAGE or job_of(s.world, stage) is not None
+    number = stage.attempt if begun else stage.attempt - 1
     update = {"state": "Waiting", "attempt": number, "not_before": None, "message": message}
     return stage.model_copy(update=update)
 

@@ -25,7 +25,7 @@ from cutover_operator.training.suggest import (
     suggestions,
     with_settings,
 )
-from cutover_operator.training.trials import TrialSeen, Wanted, child, revised
+from cutover_operator.training.trials import TrialSeen, Wanted, child, differs, revised
 from cutover_operator.training.world import World
 
 STAGE = "tune"
@@ -41,7 +41,7 @@ def taken(
     assert spec.tuning is not None
     before = status.tuning or TuningStatus()
     rungs = ladder(spec.tuning.trials, spec.fine_tune.epochs, spec.tuning.scheduler)
-    search = judge(rungs, _results(world.trials))
+    search = judge(rungs, _results(world.trials, spec))
     known = {entry.number: entry for entry in before.trials}
     trials = _told(known, world.trials, spec.tuning)
     notices = [
@@ -100,7 +100,7 @@ def search(s: Situation) -> Answer | None:
     tuning = s.spec.tuning
     assert tuning is not None
     rungs = ladder(tuning.trials, s.spec.fine_tune.epochs, tuning.scheduler)
-    state = judge(rungs, _results(s.world.trials))
+    state = judge(rungs, _results(s.world.trials, s.spec))
     seen = {(one.number, one.rung): one for one in s.world.trials}
     chosen = _at_work(state, seen, tuning.parallelism)
     status = s.status.tuning or TuningStatus()
@@ -162,8 +162,8 @@ def _at_work(
     state: Search, seen: dict[tuple[int, int], TrialSeen], parallelism: int
 ) -> list[tuple[int, int]]:
     """Those that run already keep their places; an ended run that is not judged yet holds none."""
-    begun = [one for one in state.due if one in seen]
-    fresh = [one for one in state.due if one not in seen]
+    begun = [one for one in state.due if one in seen and seen[one].ended is None]
+    fresh = [one for one in state.due if one not in begun]
     return [*begun, *fresh[: max(0, parallelism - len(begun))]]
 
 
@@ -183,12 +183,13 @@ def _left_hours(s: Situation, used_seconds: float = 0.0) -> float:
 
 
 # ------------------------------------------------------------------ words
-def _results(trials: Iterable[TrialSeen]) -> dict[tuple[int, int], float | None]:
-    """A run that says it is done and names no loss is a failed one: it cannot be compared."""
+def _results(trials: Iterable[TrialSeen], spec: TrainingRunSpec) -> dict[tuple[int, int], float | None]:
+    """A run that says it is done and names no loss is a failed one: it cannot be compared. One that failed with another
+    `compute` than the run has by now is tried again."""
     return {
         (one.number, one.rung): one.objective if one.ended else None
         for one in trials
-        if one.ended is not None
+        if one.ended or (one.ended is False and not differs(one, spec.compute))
     }
 
 

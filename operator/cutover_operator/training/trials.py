@@ -72,7 +72,10 @@ def trial_seen(obj: Object) -> TrialSeen | None:
         rung=run.spec.trial.rung,
         spec=run.spec,
         gpu_seconds=spent_seconds(run.status.pods),
-        ended={"True": True, "False": False}.get(succeeded.status) if succeeded else None,
+        # An edit it has not seen yet may bring it back to work.
+        ended={"True": True, "False": False}.get(succeeded.status)
+        if succeeded and run.status.observed_generation >= obj["metadata"].get("generation", 0)
+        else None,
         objective=run.status.objective,
         reason=run.status.reason,
         message=stalled.message if stalled else "",
@@ -157,6 +160,11 @@ def revised(
         return None
     namespace, name, uid = parent
     return _object(namespace, seen.name, (name, uid), spec)
+
+
+def differs(seen: TrialSeen, compute: Compute) -> bool:
+    """Whether its run was made from another `compute`; the GPU-hours it was granted are its own."""
+    return _granted(compute, seen.spec.compute.gpu_hour_budget) != seen.spec.compute
 
 
 def _granted(compute: Compute, hours: float) -> Compute:
