@@ -118,9 +118,10 @@ def test_a_large_picture_is_never_parsed() -> None:
 
 
 @pytest.mark.parametrize("inside", [b"\\n", b"\n", b"\xff", b"@", b"="])
-def test_what_is_no_base64_inside_a_large_picture_is_refused(inside: bytes) -> None:
+@pytest.mark.parametrize("at", [30, 2000])
+def test_what_is_no_base64_inside_a_large_picture_is_refused(inside: bytes, at: int) -> None:
     url = data_url(1, LARGE).encode()
-    broken = url[:2000] + inside + url[2000:]
+    broken = url[:at] + inside + url[at:]
     body = (
         b'{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"%b"}}]}]}' % broken
     )
@@ -131,6 +132,19 @@ def test_what_is_no_base64_inside_a_large_picture_is_refused(inside: bytes) -> N
 
     with pytest.raises((ApiError, FetchRefused), match=r"JSON|base64"):
         opened()
+
+
+def test_a_guessed_marker_is_a_url_like_any_other() -> None:
+    url = data_url(1, LARGE)
+    guess = b"cutover\\u002dpicture:0"  # behind an escape, so that it is not seen in the body
+    body = (
+        b'{"messages":[{"role":"user","content":[{"type":"text","text":"%b"},'
+        b'{"type":"image_url","image_url":{"url":"%b"}}]}]}' % (url.encode(), guess)
+    )
+    chat = read_request(body, {})
+    assert chat.pictures == ("cutover-picture:0",)
+    assert chat.document["messages"][0]["content"][0]["text"] == url
+    assert len(marker(0)) > len("cutover-picture:0")
 
 
 def test_a_large_picture_has_a_limit() -> None:

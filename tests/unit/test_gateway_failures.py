@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import aiohttp
 import pytest
 
 from cutover.route import FallbackRules, Route
-from fakes.gateway_rig import Rig, until
+from fakes.gateway_rig import Rig, running, until
 
 
 @pytest.fixture
@@ -233,3 +234,39 @@ async def test_mirrored_copies_are_given_up_first(rig: Rig) -> None:
         big = "data:image/png;base64," + "A" * 1200
         assert (await rig.ask(url=big)).status == 200
         assert await rig.value("cutover_shadow_dropped_total", reason="pressure") == 1
+
+
+async def test_logprobs_that_cannot_be_written_again_are_left_out_of_a_stream(rig: Rig) -> None:
+    """Nested so deeply that they can be read, but not written."""
+    answer = json.dumps({"damage": "none", "usable": "yes", "reason": "r"})
+    deep = b'{"content":' + b"[" * 400 + b"]" * 400 + b"}"
+
+    def event(text: str, finish: str | None = None, logprobs: bytes = b"null") -> bytes:
+        choice = b'{"index":0,"delta":{"content":%b},"logprobs":%b,"finish_reason":%b}' % (
+            json.dumps(text).encode(),
+            logprobs,
+            json.dumps(finish).encode(),
+        )
+        return b'data: {"choices":[%b]}\n\n' % choice
+
+    events = event(answer[:10]) + event(answer[10:], logprobs=deep) + event("", "stop") + b"data: [DONE]\n\n"
+
+    async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + events
+        )
+        writer.close()
+
+    rig.settings["streaming"] = "passthrough"
+    rig.write_route(rig.route(candidate=None))
+    serving = await asyncio.start_server(control, "127.0.0.1", rig.ports["control"])
+    async with running(rig.assessments.app(), rig.ports["assessments"]), rig.gateway():
+        async with asyncio.timeout(10):
+            told = (await rig.ask(stream=True, logprobs=True)).body.decode()
+        assert told.endswith("data: [DONE]\n\n")
+        chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == answer
+        assert await rig.value("cutover_requests_total", outcome="ok") == 1
+    serving.close()

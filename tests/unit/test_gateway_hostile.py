@@ -134,6 +134,11 @@ WELL_FORMED = {
         name: (http(chat(messages=[{"role": "user", "content": [part]}])), 400)
         for name, part in PARTS.items()
     },
+    "content that is a part": (
+        http(chat(messages=[{"role": "user", "content": {"type": "image_url", "image_url": METADATA}}])),
+        400,
+    ),
+    "content that is a number": (http(chat(messages=[{"role": "user", "content": 7}])), 400),
     "huge picture": (link(data_url(b"x" * 2_500_000)), 413),
     "seventeen pictures": (
         http(

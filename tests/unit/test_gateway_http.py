@@ -174,6 +174,31 @@ async def test_a_reply_has_a_largest_size_and_longest_pause_and_an_end(
         assert pool._free == 4
 
 
+async def test_a_reply_that_is_too_large_is_none_although_it_came_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cutover_server.gateway.http_connection.MAX_REPLY_BYTES", 1000)
+    raw = b"HTTP/1.1 200 OK\r\ncontent-length: 1500\r\n\r\n" + bytes(1500)
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(raw)) as (url, _):
+            with pytest.raises(ReplyTooLarge):
+                await whole(pool, url)
+        assert pool._free == 4
+
+
+async def test_a_reply_in_tiny_chunks_is_held_in_few_pieces() -> None:
+    tiny = b"1\r\na\r\n" * 3000
+    large = b"1770\r\n" + b"b" * 6000 + b"\r\n"
+    raw = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + tiny + large + tiny + b"0\r\n\r\n"
+    with closing(HttpPool(4)) as pool:
+        async with arm(answering(raw)) as (url, _):
+            reply = await ask(pool, url)
+            await until(lambda: reply.complete)
+            assert len(reply._pieces) < 50, "an object for each chunk would be 6001"
+            assert await reply.body() == b"a" * 3000 + b"b" * 6000 + b"a" * 3000
+            reply.close()
+
+
 async def test_pieces_of_a_long_reply_are_all_there_although_they_wait() -> None:
     part = bytes(range(256)) * 1024
     raw = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (16 * len(part)) + 16 * part
@@ -257,7 +282,7 @@ def test_what_is_no_place_to_send_to(url: str) -> None:
 
 
 class Echo:
-    """Answers with what it was asked; `/stream` as a stream, `/wait` when it is let."""
+    """Answers with what it was asked; `/stream` as a stream, `/wait` when it is let, `/large` with much, others badly."""
 
     let = asyncio.Event()
 
@@ -276,6 +301,12 @@ class Echo:
     async def answer(self, body: bytes) -> Answer:
         if self.head.path == "/wait":
             await self.let.wait()
+        if self.head.path == "/large":
+            return Answer(200, bytes(int(self.head.headers["x-size"])), {})
+        if self.head.path == "/raise":
+            raise RuntimeError("told by the test")
+        if self.head.path == "/unfit-header":
+            return Answer(200, b"x", {"x": "a\nb"})
         if self.head.path == "/stream":
             return Answer(200, b"", {}, self.stream)
         return Answer(200, f"{self.head.method} {self.head.path} ".encode() + body, {"x-id": "1"})
@@ -283,6 +314,8 @@ class Echo:
     async def stream(self, send: Send) -> bool:
         for piece in (b"one", b"two"):
             await send(piece)
+        if self.head.headers.get("x-end") == "raise":
+            raise RuntimeError("told by the test")
         return self.head.headers.get("x-end") != "bad"
 
     def close(self) -> None:
@@ -290,11 +323,13 @@ class Echo:
 
 
 @asynccontextmanager
-async def served(limits: Limits | None = None) -> AsyncIterator[tuple[int, list[Echo], Server]]:
+async def served(
+    limits: Limits | None = None, kind: type[Echo] = Echo
+) -> AsyncIterator[tuple[int, list[Echo], Server]]:
     visits: list[Echo] = []
 
     def visit(head: Head) -> Echo:
-        visits.append(Echo(head))
+        visits.append(kind(head))
         return visits[-1]
 
     Echo.let = asyncio.Event()
@@ -341,7 +376,7 @@ async def test_requests_of_a_connection_are_answered_in_turn(size: int) -> None:
 
 
 async def test_odd_but_lawful_requests() -> None:
-    async with served() as (port, _, _):
+    async with served() as (port, visits, _):
         head = await spoken(port, b"HEAD /a HTTP/1.1\r\nconnection: close\r\n\r\n")
         assert head.endswith(b"\r\n\r\n")
         assert b"content-length: 8" in head
@@ -355,6 +390,9 @@ async def test_odd_but_lawful_requests() -> None:
         assert expected.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
         chunked = b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
         assert (await spoken(port, chunked)).endswith(b"POST /a abc")
+        trailed = chunked.replace(b"0\r\n\r\n", b"0\r\nx-late: a\r\n\r\n")
+        assert (await spoken(port, trailed)).endswith(b"POST /a abc")
+        assert "x-late" not in visits[-1].head.headers, "whoever looked at the head has not seen it"
         twice = await spoken(port, post("/a", b"", "x-key: right", "x-key: wrong", last=True))
         assert b" 200 " in twice, "the first of two headers counts"
 
@@ -365,6 +403,89 @@ async def test_streams_end_well_or_by_a_cut() -> None:
         assert well.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
         cut = await spoken(port, post("/stream", b"", "x-end: bad"))
         assert cut.endswith(b"3\r\none\r\n3\r\ntwo\r\n")
+
+
+@pytest.mark.parametrize("path", ["/raise", "/unfit-header"])
+async def test_an_answer_that_breaks_before_its_head_is_a_500_and_the_last(path: str) -> None:
+    async with served() as (port, visits, _):
+        told = await spoken(port, post(path, b"") + post("/a", b""))
+        assert told.startswith(b"HTTP/1.1 500 ")
+        assert b"connection: close\r\n" in told
+        assert told.count(b"HTTP/1.1 ") == 1
+        assert b'"server_error"' in told
+        await until(lambda: all(visit.closed for visit in visits))
+
+
+async def test_a_stream_that_breaks_never_ends_well_and_nothing_comes_behind_it() -> None:
+    async with served() as (port, visits, _):
+        told = await spoken(port, post("/stream", b"", "x-end: raise") + post("/a", b""))
+        assert told.endswith(b"3\r\none\r\n3\r\ntwo\r\n")
+        await until(lambda: all(visit.closed for visit in visits))
+
+
+async def test_nobody_is_told_to_go_on_in_the_middle_of_another_answer() -> None:
+    async with served() as (port, visits, _):
+        asking = post("/wait", b"") + post("/a", b"body", "expect: 100-continue", last=True)
+        speaking = asyncio.create_task(spoken(port, asking))
+        await until(lambda: len(visits) == 2)
+        Echo.let.set()
+        told = await speaking
+        assert told.endswith(b"POST /a body")
+        assert b" 100 " not in told
+
+
+async def test_a_body_in_tiny_chunks_is_held_in_few_pieces() -> None:
+    chunks = 5000
+    async with served() as (port, _, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        writer.write(b"2\r\nab\r\n" * chunks)
+
+        def pieces() -> list[bytes | bytearray]:
+            arriving = [one._arriving for one in server.connections if one._arriving is not None]
+            return arriving[0].body if arriving else []
+
+        await until(lambda: sum(map(len, pieces())) == 2 * chunks)
+        assert len(pieces()) < 50
+        writer.write(b"0\r\n\r\n")
+        assert (await reader.read()).endswith(b"POST /a " + b"ab" * chunks)
+        writer.close()
+
+
+async def test_who_does_not_read_gets_no_further_answers_until_it_does() -> None:
+    unsent: list[int] = []
+
+    class Watching(Echo):
+        async def answer(self, body: bytes) -> Answer:
+            (connection,) = server.connections
+            assert connection._transport is not None
+            unsent.append(connection._transport.get_write_buffer_size())
+            return await super().answer(body)
+
+    count, size = 40, 500_000
+    async with served(kind=Watching) as (port, _, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2 * size)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(post("/large", b"", f"x-size: {size}") * (count - 1))
+        writer.write(post("/large", b"", f"x-size: {size}", last=True))
+        await until(lambda: any(one._writable is not None for one in server.connections))
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(20):
+            told = await reader.read()
+        assert told.count(b"HTTP/1.1 200 OK\r\n") == len(unsent) == count
+        assert max(unsent) < size, "an answer begins when the one before is read"
+        writer.close()
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_who_never_reads_is_cut_off(last: bool) -> None:
+    async with served(Limits(send_seconds=0.1)) as (port, visits, server):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(post("/large", b"", "x-size: 20000000", last=last))
+        await until(lambda: visits and visits[0].closed)
+        await until(lambda: not server.connections, seconds=5)
+        writer.transport.abort()
 
 
 async def test_who_is_refused_while_sending_can_read_why() -> None:

@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
@@ -296,6 +298,53 @@ async def test_a_disk_that_fails_leaves_nothing_half_written(
         pass
     assert set(post.service.records) == {"r1", "r3"}
     assert post.dead == 0
+    await spool.close()
+
+
+@pytest.mark.parametrize("refused", ["close", "unlink"])
+async def test_a_disk_that_does_not_even_let_go_of_a_segment_is_written_to_again_once_it_is_well(
+    post: Post, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """As with a file system that a failed write turns read-only."""
+    spool, sender = post.open()
+    where, real = (os, os.close) if refused == "close" else (Path, Path.unlink)
+
+    def letting_go(*arguments: Any, **named: Any) -> None:
+        if threading.current_thread() is spool._thread:
+            raise OSError(30, "read-only file system")
+        real(*arguments, **named)
+
+    def written(descriptor: int, parts: Any) -> int:
+        raise OSError(5, "input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "writev", written)
+        broken.setattr(where, refused, letting_go)
+        with pytest.raises(SpoolFull):
+            async with asyncio.timeout(5):
+                await spool.append(record(1))
+    async with asyncio.timeout(5):
+        await spool.append(record(2))
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r2"}
+    await spool.close()
+
+
+async def test_what_waits_for_the_disk_is_bounded_but_one_large_entry_may_wait_alone(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutover_server.gateway.spool.MAX_WAITING_BYTES", 1000)
+    spool, sender = post.open()
+    body = bytes(2000)
+    large = spool.append(record(1, (digest_of(body),)), [(digest_of(body), body)])
+    outcomes = await asyncio.gather(large, spool.append(record(2)), return_exceptions=True)
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], SpoolFull)
+    await spool.append(record(3))
+    while await sender.deliver_some():
+        pass
+    assert set(post.service.records) == {"r1", "r3"}
     await spool.close()
 
 

@@ -187,7 +187,15 @@ def _check_parts(messages: list[dict[str, Any]]) -> None:
     """Only what the gateway understands goes on: an arm must not find a URL that nobody has looked at."""
     for message in messages:
         content = message.get("content")
-        for part in content if isinstance(content, list) else []:
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise ApiError(
+                400,
+                f"messages: content is a text or a list of content parts; this one is {_json_type(content)}.",
+                param="messages",
+            )
+        for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             allowed = _PARTS.get(kind) if isinstance(kind, str) else None
             if allowed is None or not part.keys() <= allowed:
@@ -197,6 +205,12 @@ def _check_parts(messages: list[dict[str, Any]]) -> None:
                     f"this one has the type {str(kind)[:64]!r}.",
                     param="messages",
                 )
+
+
+def _json_type(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    return "a boolean" if isinstance(value, bool) else "a number"
 
 
 def _picture_parts(message: dict[str, Any]) -> list[dict[str, Any]]:

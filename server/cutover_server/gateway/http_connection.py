@@ -19,6 +19,8 @@ MAX_REPLY_BYTES = 8_000_000
 MAX_REPLY_HEAD_BYTES = 131_072
 _MANY_BYTES = 262_144
 """Of pieces that wait to be read: the sender is stopped."""
+_SMALL_BYTES = 4096
+"""Smaller pieces are gathered: a server may send a chunk for each byte, and an object of its own is forty."""
 
 
 class ReplyTooLarge(Exception):
@@ -44,6 +46,7 @@ class Reply:
         "_limit_at",
         "_loop",
         "_pieces",
+        "_rings_at",
         "_silence_seconds",
         "_size",
         "_timer",
@@ -68,14 +71,15 @@ class Reply:
         """By lower-case name; of a repeated header the last."""
         self.complete = False
         self.sent_at = self.last_byte_at = self._waiting_since = self._loop.time()
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[bytes | bytearray] = deque()
         self._size = 0
         self._failure: Exception | None = None
         self._until: _Until | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._limit_at = limit_at
         self._silence_seconds = silence_seconds
-        self._timer: asyncio.TimerHandle | None = self._loop.call_at(limit_at, self._ring)
+        self._timer: asyncio.TimerHandle | None = None
+        self._set_timer(limit_at)
 
     async def head(self) -> None:
         """Waits for status and headers."""
@@ -86,8 +90,7 @@ class Reply:
         """Waits for the end, and gives the whole body."""
         if not self.complete:
             await self._wait(_Until.END)
-        pieces, self._pieces = self._pieces, deque()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return self._taken()
 
     async def piece(self) -> bytes:
         """What has arrived of the body since the last call; waits for something, empty at its good end."""
@@ -95,8 +98,7 @@ class Reply:
             await self._wait(_Until.PIECE)
         if not self._pieces:
             return b""
-        pieces, self._pieces = self._pieces, deque()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return self._taken()
 
     def extend(self, limit_at: float) -> None:
         """Moves the end of the reply's time to a later one."""
@@ -119,7 +121,12 @@ class Reply:
         self._size += len(piece)
         if self._size > MAX_REPLY_BYTES:
             return False
-        self._pieces.append(piece)
+        if len(piece) >= _SMALL_BYTES:
+            self._pieces.append(piece)
+        elif self._pieces and isinstance(self._pieces[-1], bytearray):
+            self._pieces[-1] += piece
+        else:
+            self._pieces.append(bytearray(piece))
         return True
 
     def failed(self, failure: Exception) -> None:
@@ -132,9 +139,9 @@ class Reply:
             if self.complete or self._failure is not None:
                 self._timer.cancel()
                 self._timer = None
-            elif self.status and self._timer.when() > self.last_byte_at + self._silence_seconds:
+            elif self.status and self._rings_at > self.last_byte_at + self._silence_seconds:
                 self._timer.cancel()
-                self._timer = self._loop.call_at(self.last_byte_at + self._silence_seconds, self._ring)
+                self._set_timer(self.last_byte_at + self._silence_seconds)
         waiter = self._waiter
         if waiter is not None and not waiter.done() and self._waited_for():
             waiter.set_result(None)
@@ -145,6 +152,10 @@ class Reply:
         return self._until is not _Until.END and sum(map(len, self._pieces)) > _MANY_BYTES
 
     # ------------------------------------------------------------------ waiting
+
+    def _taken(self) -> bytes:
+        pieces, self._pieces = self._pieces, deque()
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)  # of bytes, bytes() makes no copy
 
     def _waited_for(self) -> bool:
         if self._failure is not None or self.complete:
@@ -159,7 +170,7 @@ class Reply:
             self._waiting_since = self._loop.time()
             self._connection.go_on()
             if self._timer is None:
-                self._timer = self._loop.call_at(self._due(), self._ring)
+                self._set_timer(self._due())
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -167,6 +178,11 @@ class Reply:
                 self._waiter = self._until = None
         if self._failure is not None:
             raise self._failure
+
+    def _set_timer(self, at: float) -> None:
+        # Kept beside the handle: uvloop's has no `when()` where the time is as good as over.
+        self._rings_at = at
+        self._timer = self._loop.call_at(at, self._ring)
 
     def _due(self) -> float:
         if not self.status:
@@ -180,7 +196,7 @@ class Reply:
             return  # nobody waits: the next one sets it anew
         due = self._due()
         if self._loop.time() < due:
-            self._timer = self._loop.call_at(due, self._ring)
+            self._set_timer(due)
         else:
             self.failed(TimeoutError())
 
@@ -330,5 +346,5 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._interim:
             self._interim = False
-        elif self._reply is not None:
+        elif self._reply is not None and not self._too_large:
             self._reply.complete = True

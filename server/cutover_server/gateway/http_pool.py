@@ -2,7 +2,8 @@
 
 A general client does much that no arm needs, on every request (docs/decisions/0014). This one follows no redirects,
 knows no cookies, proxies or compression, and never sends a request twice, but for one case: a kept connection that fails
-at once had been closed by the server, and that request reached nobody.
+at once looks like one the server had closed, so the request goes once more on a new connection. The server may have
+read the first all the same, and died of it: a completion changes nothing, but it then costs twice.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ CONNECT_SECONDS = 3.0
 _IDLE_SECONDS = 4.0
 """Idle connections are given up before the servers' own five seconds."""
 _STALE_SECONDS = 0.25
-"""A kept connection the server had closed fails within this time. A new one that is reset carried the request, and
-somebody may have begun with it."""
+"""A kept connection the server had closed fails within this time. One that fails later, or a new one, carried the
+request, and somebody may have begun with it."""
 _SECOND_ADDRESS_SECONDS = 0.25
 
 
@@ -102,7 +103,8 @@ class HttpPool:
     ) -> Reply:
         """The reply, its head read; to be closed. Raises TimeoutError, NotConnected, ReplyBroken, ReplyTooLarge.
 
-        `limit_at` is loop time; `silence_seconds` bounds a pause within a reply that has begun.
+        `limit_at` is loop time; `silence_seconds` bounds a pause within a reply that has begun. On a kept connection that
+        fails at once the request may have been read, and is sent a second time.
         """
         size = sum(map(len, body))
         head = b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (

@@ -3,13 +3,15 @@
 A general server and framework do much that two paths do not need (docs/decisions/0014). Requests of a connection are
 answered in turn. Heads are bounded, and bodies by what the visit says to each piece; what is no HTTP is refused in
 OpenAI's shape. Whoever is refused while still sending is listened to for a moment: reset, it would never read why. A
-stream that must not end cleanly ends by a cut connection.
+stream that must not end cleanly ends by a cut connection. Whoever does not read its answers gets no others, and is cut
+off in the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +22,14 @@ import httptools
 from cutover_server.gateway.http_visit import Answer, Head, Visit, response_head
 from cutover_server.gateway.openai_shape import ApiError
 
+log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
 _KEEP_ALIVE_SECONDS = 75.0
 _DISCARD_SECONDS = 1.0
 _BACKLOG = 2048
+_SMALL_BYTES = 4096
+"""Smaller pieces of a body are gathered: a caller may send a chunk for each byte, and an object of its own is forty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Limits:
     body_seconds: float = 30.0
     """How long a caller may take to send a body."""
     send_seconds: float = 15.0
-    """How long a caller may leave part of a stream unread."""
+    """How long a caller may leave an answer unread without taking any of it."""
     discard_bytes: int = 1_000_000
     """How much of a refused body is read on."""
 
@@ -92,7 +97,7 @@ class _Incoming:
 
     def __init__(self) -> None:
         self.head = Head()
-        self.body: list[bytes] = []
+        self.body: list[bytes | bytearray] = []
         self.visit: Visit | None = None
         self.refused: Answer | None = None
         self.complete = False
@@ -128,8 +133,8 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """Nothing new: ends now, or with the answer under way."""
         self._last = True
-        if self._serving is None and self._arriving is None and self._transport is not None:
-            self._transport.close()
+        if self._serving is None and self._arriving is None:
+            self._close()
 
     def cut(self) -> None:
         if self._serving is not None:
@@ -207,6 +212,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the head is too large")
+        if not self._in_head:
+            return  # behind the body: whoever looked at the head has not seen it
         self._arriving.head.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
@@ -222,7 +229,8 @@ class Connection(asyncio.Protocol):
         arriving.keeps = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
         arriving.visit = self._server.visit(head)
         arriving.refused = arriving.visit.refusal
-        if arriving.refused is None and head.headers.get("expect", "").lower() == "100-continue":
+        expects = head.headers.get("expect", "").lower() == "100-continue"
+        if expects and arriving.refused is None and self._serving is None:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -230,10 +238,15 @@ class Connection(asyncio.Protocol):
         if arriving is None or arriving.visit is None or arriving.refused is not None:
             return
         arriving.refused = arriving.visit.arrives(len(body))
-        if arriving.refused is None:
-            arriving.body.append(body)
+        pieces = arriving.body
+        if arriving.refused is not None:
+            pieces.clear()
+        elif len(body) >= _SMALL_BYTES:
+            pieces.append(body)
+        elif pieces and isinstance(pieces[-1], bytearray):
+            pieces[-1] += body
         else:
-            arriving.body.clear()
+            pieces.append(bytearray(body))
 
     def on_message_complete(self) -> None:
         arriving, self._arriving = self._arriving, None
@@ -287,7 +300,25 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             with contextlib.suppress(OSError, RuntimeError, NotImplementedError):
                 self._transport.write_eof()
-            self._idle_timer = self._loop.call_later(_DISCARD_SECONDS, self._transport.close)
+            self._idle_timer = self._loop.call_later(_DISCARD_SECONDS, self._close)
+
+    def _close(self) -> None:
+        """Sends what is written; a caller who does not take it is cut off."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._transport is not None:
+            self._transport.close()
+            self._watch(self._transport, self._transport.get_write_buffer_size())
+
+    def _watch(self, transport: asyncio.Transport, unread: int) -> None:
+        def look() -> None:
+            left = transport.get_write_buffer_size()
+            if left < unread:
+                self._watch(transport, left)
+            else:
+                transport.abort()
+
+        self._idle_timer = self._loop.call_later(self._server.limits.send_seconds, look)
 
     # ------------------------------------------------------------------ answering
 
@@ -296,29 +327,45 @@ class Connection(asyncio.Protocol):
         self._serving = self._loop.create_task(self._serve(incoming))
 
     async def _serve(self, incoming: _Incoming) -> None:
+        keeps = False
+        try:
+            keeps = await self._answer(incoming) and await self._is_read()
+        finally:
+            self._serving = None
+            self._quiet_since = self._loop.time()
+            self._go_on(keeps)
+
+    async def _answer(self, incoming: _Incoming) -> bool:
+        """Writes the answer. False when the connection must end with it."""
         visit = incoming.visit
         assert visit is not None
-        keeps = False
+        told = False
         try:
             answer = incoming.refused
             if answer is None:
                 pieces, incoming.body = incoming.body, []
-                answer = await visit.answer(pieces.pop() if len(pieces) == 1 else b"".join(pieces))
+                body = pieces.pop() if len(pieces) == 1 else b"".join(pieces)
+                answer = await visit.answer(bytes(body))  # of bytes, bytes() makes no copy
             keeps = incoming.keeps and not self._last and not self._server.leaving
+            head = response_head(answer, keeps)
+            told = True
             if answer.stream is None:
-                body = b"" if incoming.head.method == "HEAD" else answer.body
-                self._write(response_head(answer, keeps), body)
-            else:
-                self._write(response_head(answer, keeps))
-                if await answer.stream(self._send):
-                    self._write(b"0\r\n\r\n")
-                else:
-                    keeps = False
+                self._write(head, b"" if incoming.head.method == "HEAD" else answer.body)
+                return keeps
+            self._write(head)
+            if not await answer.stream(self._send):
+                return False
+            self._write(b"0\r\n\r\n")
+            return keeps
+        except Exception:
+            log.exception("an answer failed for a reason nobody foresaw")
+            if not told:
+                problem = ApiError(500, "The gateway failed; the request may be sent again.", "server_error")
+                failed = Answer(500, problem.body(), {"content-type": "application/json"})
+                self._write(response_head(failed, keeps=False), failed.body)
+            return False
         finally:
             visit.close()
-            self._serving = None
-            self._quiet_since = self._loop.time()
-            self._go_on(keeps)
 
     def _go_on(self, keeps: bool) -> None:
         transport = self._transport
@@ -329,12 +376,21 @@ class Connection(asyncio.Protocol):
             if self._deaf:
                 self._end_soon()
             else:
-                transport.close()
+                self._close()
         elif self._waiting:
             self._serve_next()
         elif self._paused:
             self._paused = False
             transport.resume_reading()
+
+    async def _is_read(self) -> bool:
+        """Waits until the caller has taken most of what was written; false when it takes nothing any more."""
+        while (writable := self._writable) is not None and self._transport is not None:
+            size = self._transport.get_write_buffer_size()
+            await asyncio.wait((writable,), timeout=self._server.limits.send_seconds)
+            if not writable.done() and self._transport.get_write_buffer_size() >= size:
+                return False
+        return True
 
     async def _send(self, piece: bytes) -> None:
         if self._writable is not None:
@@ -353,7 +409,7 @@ class Connection(asyncio.Protocol):
         until = self._quiet_since + _KEEP_ALIVE_SECONDS
         if self._serving is not None or (self._arriving is not None and not self._in_head):
             until = now + _KEEP_ALIVE_SECONDS
-        if now >= until and self._transport is not None:
-            self._transport.close()
+        if now >= until:
+            self._close()
         else:
             self._idle_timer = self._loop.call_at(until, self._look_whether_idle)

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import orjson
+
 from cutover import contract
 from cutover.route import Arm
 from cutover_server.gateway.arm_stream import ArmStream
@@ -92,9 +94,12 @@ class Relay:
                 piece = delta.get("content") if isinstance(delta, dict) else None
                 if isinstance(piece, str) and piece:
                     logprobs = choice.get("logprobs") if case.request.wants_logprobs else None
-                    await send(
-                        chunk_event(head, {"content": piece}, case.request.include_usage, logprobs=logprobs)
-                    )
+                    usage = case.request.include_usage
+                    try:
+                        event = chunk_event(head, {"content": piece}, usage, logprobs=logprobs)
+                    except orjson.JSONEncodeError:  # nested so deeply that it can be read, but not written
+                        event = chunk_event(head, {"content": piece}, usage)
+                    await send(event)
             last = stream.finish()
         except BaseException:
             self._exchange.asking.breakers.abandoned(stream.arm)

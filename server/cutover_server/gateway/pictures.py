@@ -90,7 +90,7 @@ def _decode(url: str | bytes, max_bytes: int) -> Picture:
 
 def _decode_base64(url: bytes, max_bytes: int) -> Picture:
     """A data URL cut out of the request (see `embedded`): an image in base64 by its head, many bytes by its length."""
-    shown = url[:40].decode("ascii")
+    shown = url[:40].decode("ascii", "replace")
     try:
         body = pybase64.b64decode(memoryview(url)[url.index(b",") + 1 :], validate=True)
     except binascii.Error as error:

@@ -27,7 +27,7 @@ from cutover_server.gateway.spool_folder import SpoolFolder
 log = logging.getLogger(__name__)
 SEGMENT_BYTES = 8_000_000
 MAX_WAITING_BYTES = 64_000_000
-"""What may wait for a slow disk."""
+"""What may wait for a slow disk; a single entry that is larger may wait alone."""
 _GROUP = 512
 _VECTOR = 512
 """Parts of one write; the kernel takes 1,024."""
@@ -92,7 +92,7 @@ class Spool:
         """On return the payload and its pictures, by digest, have been synced. Raises SpoolFull."""
         entry = _Entry(payload, pictures)
         size = entry.size
-        if self._waiting_bytes + size > MAX_WAITING_BYTES:
+        if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise SpoolFull(f"{self._waiting_bytes} bytes wait for a slow disk")
         self._waiting_bytes += size
         await self._submit(entry)
@@ -215,14 +215,18 @@ class Spool:
     def _seal_active(self) -> None:
         if self._descriptor is None or self._active is None:
             return
-        os.close(self._descriptor)
-        if self._size:
-            self.folder.sealed(self._active)
-        else:
-            self._active.unlink(missing_ok=True)
+        descriptor, active, size = self._descriptor, self._active, self._size
         self._descriptor = self._active = None
         self._size = 0
         self._digests.clear()
+        if size:
+            self.folder.sealed(active)
+        try:
+            os.close(descriptor)
+            if not size:
+                active.unlink(missing_ok=True)
+        except OSError:
+            log.exception("spool: segment %s cannot be closed or removed", active.name)
 
 
 def _write_all(descriptor: int, parts: list[bytes]) -> None:
