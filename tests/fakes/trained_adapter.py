@@ -17,11 +17,14 @@ from cutover.api.trainingrun import Family, FineTune, Lora
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import AdapterFacts
 from cutover_trainer.base_model import base_digest
+from cutover_trainer.encoding import Encoder
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
 from cutover_trainer.models import Hardware, load_base, with_new_adapter
 from cutover_trainer.processors import load_encoder
 from cutover_trainer.storage import ArtifactStore
 from fakes import sample_models
+
+HARDWARE = Hardware(torch.device("cpu"), torch.float32, False)
 
 
 def example(data: Path, seed: int, system: str, question: str, answer: str) -> Example:
@@ -72,12 +75,24 @@ def write(
 ) -> Path:
     """The adapter's folder. The examples' pictures lie in `folder`; one of them becomes the probe."""
     torch.set_num_threads(1)
-    hardware = Hardware(torch.device("cpu"), torch.float32, False)
-    model = with_new_adapter(load_base(base, hardware), FineTune(lora=lora), "base")
+    model = with_new_adapter(load_base(base, HARDWARE), FineTune(lora=lora), "base")
     draw_weights(model, seed, spread)
-    encoder, data = load_encoder(base, family), PreparedData(folder, "data-digest")
+    return kept(folder, base, family, lora, model, load_encoder(base, family), examples)
+
+
+def kept(
+    folder: Path,
+    base: Path,
+    family: Family,
+    lora: Lora,
+    model: Any,
+    encoder: Encoder,
+    examples: Sequence[Example],
+) -> Path:
+    """Writes a model's adapter with its probe, as the trainer does after its last step; the adapter's folder."""
+    data = PreparedData(folder, "data-digest")
     encoded = [encoder.encode(one.question, one.answer, one.size) for one in examples]
-    probe = make_probe(model, encoder, examples, encoded, data, hardware)
+    probe = make_probe(model, encoder, examples, encoded, data, HARDWARE)
     facts = AdapterFacts(
         task="damage",
         base_uri="claim://models/base",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,45 +17,17 @@ from cutover_server.inference.picture import open_picture
 from cutover_server.inference.prompt import template_form, top_logprob_entry
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.settings import ServeSettings
-from cutover_trainer.adapter import make_probe, versions, write_adapter
-from cutover_trainer.adapter_facts import AdapterFacts
-from cutover_trainer.base_model import base_digest
 from cutover_trainer.examples import PICTURES_FOLDER, Example, PreparedData
 from cutover_trainer.generate import Answer, Answerer
-from cutover_trainer.models import Hardware, load_base, with_new_adapter
+from cutover_trainer.models import load_base, with_new_adapter
 from cutover_trainer.processors import load_encoder
-from cutover_trainer.storage import ArtifactStore
 from fakes import sample_models, training_example
+from fakes.trained_adapter import HARDWARE, example, kept
 
 BASE = Path(__file__).parent.parent / "fixtures" / "tiny-llava"
 ANSWER = '{"damageType": "crack", "severity": "minor"}'
 TOKENS = 24
 TASK = training_example.task().model_copy(update={"max_answer_tokens": TOKENS})
-
-
-def example(data: Path, seed: int, system: str, user: str) -> Example:
-    image = sample_models.picture(seed, 60, 44)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    kept = buffer.getvalue()
-    name = hashlib.sha256(kept).hexdigest()
-    (data / PICTURES_FOLDER).mkdir(exist_ok=True)
-    (data / PICTURES_FOLDER / name).write_bytes(kept)
-    parts = [
-        {"type": "text", "text": user},
-        {"type": "image_url", "image_url": {"url": f"sha256:{name}"}},
-    ]
-    return Example(
-        id=f"row-{seed}",
-        group="g",
-        picture=name,
-        width=image.width,
-        height=image.height,
-        question=[{"role": "system", "content": system}, {"role": "user", "content": parts}],
-        answer=ANSWER,
-        truth={"damageType": "crack"},
-        control=None,
-    )
 
 
 def trained(
@@ -71,33 +40,16 @@ def trained(
 ) -> tuple[Path, list[Example], list[Answer]]:
     """An adapter folder the trainer wrote (its weights drawn, not learned), and what it answers to four pictures."""
     torch.set_num_threads(1)
-    hardware = Hardware(torch.device("cpu"), torch.float32, False)
-    model = with_new_adapter(load_base(base, hardware), FineTune(lora=lora), "base")
+    model = with_new_adapter(load_base(base, HARDWARE), FineTune(lora=lora), "base")
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=spread)
     encoder, data = load_encoder(base, family), PreparedData(tmp_path, "data-digest")
-    examples = [example(tmp_path, seed, *prompts) for seed in range(4)]
-    encoded = [encoder.encode(one.question, one.answer, one.size) for one in examples]
-    probe = make_probe(model, encoder, examples, encoded, data, hardware)
-    facts = AdapterFacts(
-        task="damage",
-        base_uri="claim://models/base",
-        base_revision="main",
-        base_digest=base_digest(base),
-        family=family,
-        data_digest="data-digest",
-        targets=lora.targets,
-        steps=1,
-        versions=versions(),
-    )
-    config: Any = SimpleNamespace(task=SimpleNamespace(name="damage"))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    write_adapter(config, ArtifactStore(f"file://{tmp_path}/run"), scratch, model, encoder, probe, facts)
-    answers = Answerer(model, encoder, data, hardware, TASK).answers(examples)
-    return tmp_path / "run" / "adapter", examples, answers
+    examples = [example(tmp_path, seed, *prompts, ANSWER) for seed in range(4)]
+    folder = kept(tmp_path, base, family, lora, model, encoder, examples)
+    answers = Answerer(model, encoder, data, HARDWARE, TASK).answers(examples)
+    return folder, examples, answers
 
 
 def asked(served: Served, one: Example, pictures: Path) -> Answer:

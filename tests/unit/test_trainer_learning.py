@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cutover.contract import ExitCode
+from cutover.probe import Probe
 from cutover.stages import StageResult
-from cutover_trainer.probe import Probe
 from fakes.training_example import BASE_MODEL, pictures, rows, run_stage, stage_document, write_rows
 
 FAST = {"fineTune": {"learningRate": 2e-3, "epochs": 2, "lora": {"targets": "language_model_and_vision"}}}

@@ -22,6 +22,7 @@ import torch
 import transformers
 from PIL import Image
 
+from cutover.probe import PROBE_FILE, PROBE_PICTURE_URL, Probe
 from cutover.stages import ADAPTER_FOLDER, StageConfig
 from cutover_trainer.adapter_facts import FACTS_FILE, AdapterFacts
 from cutover_trainer.batches import picture_inputs
@@ -29,7 +30,6 @@ from cutover_trainer.encoding import Encoded, Encoder
 from cutover_trainer.examples import Example, PreparedData
 from cutover_trainer.manifest import Manifest, commit_folder
 from cutover_trainer.models import Hardware
-from cutover_trainer.probe import PROBE_FILE, PROBE_PICTURE_URL, Probe
 from cutover_trainer.storage import ArtifactStore
 
 

@@ -102,13 +102,14 @@ class Learner:
         if not self.model.training:  # it walks through every module
             self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        # A worker without a row scales no loss, and the scaler is made by its first use.
-        self.scaler.scale(torch.zeros((), device=self._hardware.device))
         tokens = builder.answer_tokens(rows)
         total = 0.0
         draw = self._draw
         draw.seed, draw.rows, draw.places = self._schedule.dropout_seed(step), len(rows), builder.places(rows)
         first, mine = self._team.part(rows)
+        if not mine:
+            # A worker without a row scales no loss, and the scaler is made by its first use.
+            self.scaler.scale(torch.zeros((), device=self._hardware.device))
         for start in range(0, len(mine), self._micro_batch):
             check()
             chosen = mine[start : start + self._micro_batch]

@@ -11,30 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from cutover.probe import PROBE_FILE, Probe
 from cutover_server.inference.refusal import Unservable
 
-PROBE_FILE = "probe.json"
 TOLERATED_SHARE = 0.1
 LEAST_BASE_DISTANCE = 1e-3
 """Below it the probe cannot tell the adapter from the base (nats per token)."""
-
-
-class Probe(BaseModel):
-    """`probe.json` of an adapter folder."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    picture: str
-    messages: list[dict[str, Any]]
-    answer: str
-    prompt_token_ids: list[int]
-    answer_token_ids: list[int]
-    adapter_logprobs: list[float]
-    base_logprobs: list[float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ import signal
 import sys
 from collections.abc import Callable
 
-import uvicorn
 from transformers.utils import logging as transformers_logging
 
 from cutover.contract import ExitCode
 from cutover_server.inference.app import build_app
 from cutover_server.inference.engine import Engine
 from cutover_server.inference.failure import report_failure
-from cutover_server.inference.http_server import Server
+from cutover_server.inference.http_server import Server, config
 from cutover_server.inference.lines import capture_library_logs, log
 from cutover_server.inference.settings import ServeSettings
 
@@ -40,14 +39,10 @@ async def run(settings: ServeSettings) -> int:
     """Serve until a signal or a failure; returns the exit code."""
     engine = Engine(settings)
     server = Server(
-        uvicorn.Config(
+        config(
             build_app(engine),
-            host=settings.host,
-            port=settings.port,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
+            settings.host,
+            settings.port,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=LAST_BYTES_SECONDS,
         )

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cutover.chat import template_messages
+from cutover.probe import Probe
 from cutover_server.inference.generation import collate
 from cutover_server.inference.picture import open_picture
-from cutover_server.inference.probe import Probe, Proof, check_prompt, disproof, judge
+from cutover_server.inference.probe import Proof, check_prompt, disproof, judge
 from cutover_server.inference.prompt import Inputs, PromptBuilder
 from cutover_server.inference.refusal import Refusal, Unservable
 

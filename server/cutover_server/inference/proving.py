@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cutover.contract import PATH_LIVE, PATH_READY, ExitCode
+from cutover.probe import Probe
 from cutover_server.inference.adapter_tensors import refuse_vision_targets
 from cutover_server.inference.failure import report_failure
-from cutover_server.inference.http_server import Server
+from cutover_server.inference.http_server import Server, config
 from cutover_server.inference.lines import log
-from cutover_server.inference.probe import Probe, disproof, judge, read_probe
+from cutover_server.inference.probe import disproof, judge, read_probe
 from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.remote_probe import probe_logprobs, probe_request
 from cutover_server.inference.settings import ProveSettings
@@ -133,16 +133,7 @@ def build_app(prover: Prover) -> Starlette:
 async def _run(settings: ProveSettings) -> None:
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         prover = Prover(settings, probe_of(settings), session)
-        config = uvicorn.Config(
-            build_app(prover),
-            host=settings.host,
-            port=settings.port,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-        )
-        server = Server(config)
+        server = Server(config(build_app(prover), settings.host, settings.port))
         proving = asyncio.create_task(prover.run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, proving.cancel)

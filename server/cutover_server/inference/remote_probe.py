@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cutover_server.inference.probe import Probe, check_prompt
+from cutover.probe import Probe
+from cutover_server.inference.probe import check_prompt
 from cutover_server.inference.refusal import Unservable
 
 
