@@ -12,13 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc
 
-Floats = NDArray[np.float64]
+from cutover.beta_tail import Floats, log_below
+
 Proof = Callable[[Floats, Floats, float], NDArray[np.bool_]]
 """Counts right, counts wrong and a risk in: which thresholds keep the floor for certain. Shape (edges,)."""
 START_SHARES = (0.3, 0.5, 0.7)
@@ -116,8 +115,8 @@ def proven_once(floor: float) -> Proof:
     """For one look: the chance of so few wrong answers among n when each is wrong with chance 1 - floor (binomial)."""
 
     def proof(right: Floats, bad: Floats, risk: float) -> NDArray[np.bool_]:
-        chance: Any = betainc(np.maximum(right, 1.0), bad + 1, floor)
-        return np.asarray((right > 0) & (chance <= risk))
+        log_chance = log_below(np.maximum(right, 1.0), bad + 1, floor)
+        return np.asarray((right > 0) & (log_chance <= np.log(risk)))
 
     return proof
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
@@ -108,7 +108,7 @@ def slow_share(spec: ModelRolloutSpec, p95_seconds: float | None) -> float:
     limits = [g.limit for g in spec.gates if g.metric == "latency" and g.limit]
     if not limits or p95_seconds is None:
         return 0.01
-    return float(1.0 - ndtr(math.log(min(limits) / p95_seconds) / LATENCY_SPREAD + P95))
+    return float(1.0 - NormalDist().cdf(math.log(min(limits) / p95_seconds) / LATENCY_SPREAD + P95))
 
 
 def scenario(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float) -> Scenario:

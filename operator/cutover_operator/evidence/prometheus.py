@@ -13,21 +13,25 @@ there are, and an answer is never older than that when it is used.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from sys import intern
 from typing import Any
 
 import aiohttp
 import orjson
 
 from cutover.contract import DURATION, SHADOW_DURATION
-from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
+from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
 
-WINDOWS_SECONDS = (120, 300, 600, 900, 1800, 3600, 7200, 21600)
+WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
+SHORT_SECONDS = 120
+"""Windows up to this one go into one query, for the longest of them: who is a little late asks with the others."""
 SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
@@ -279,10 +283,11 @@ class Prometheus:
 
 
 def _groups(waiting: list[_Waiting]) -> Iterator[tuple[int, list[_Waiting]]]:
-    """Those that ask for the same window together, not more than go into one query."""
+    """Those that ask for the same window, or for a short one, together; not more than go into one query."""
+    short = max((w.window_seconds for w in waiting if w.window_seconds <= SHORT_SECONDS), default=0)
     by_window: dict[int, list[_Waiting]] = {}
     for one in waiting:
-        by_window.setdefault(one.window_seconds, []).append(one)
+        by_window.setdefault(max(one.window_seconds, short), []).append(one)
     for window, group in by_window.items():
         for start in range(0, len(group), TOGETHER):
             yield window, group[start : start + TOGETHER]
@@ -294,7 +299,10 @@ def _expected(server: _Server, window_seconds: int, now: float) -> Iterator[tupl
         late = now - regular.due_at
         if late > 600.0:
             del server.regulars[rollout]
-        elif regular.window_seconds == window_seconds and -SHARED_SECONDS <= late <= SHARED_SECONDS:
+        elif -SHARED_SECONDS <= late <= SHARED_SECONDS and (
+            regular.window_seconds == window_seconds
+            or regular.window_seconds < window_seconds <= SHORT_SECONDS
+        ):
             yield rollout, regular
 
 
@@ -323,8 +331,20 @@ def samples_of(document: Any, served_at: float) -> Answer:
         raise ValueError(
             f"a {data['resultType']}, not raw samples; name a counter without a function around it"
         )
-    found = []
-    for row in data["result"]:
-        labels = {str(k): str(v) for k, v in row["metric"].items()}
-        found.append(Series(labels, [(float(at), float(value)) for at, value in row.get("values", [])]))
+    rows = data["result"]
+    found: list[Series] = []
+    times: dict[float, float] = {}
+    # A target's samples share their times, and most counters of a window stand still: one object serves for all. The
+    # rows are given up one by one, so that the answer is never in memory twice.
+    rows.reverse()
+    while rows:
+        row = rows.pop()
+        labels = {intern(str(k)): intern(str(v)) for k, v in row["metric"].items()}
+        samples: list[Sample] = []
+        before, value = None, math.nan
+        for at, text in row.get("values", []):
+            if text != before:
+                before, value = text, float(text)
+            samples.append((times.setdefault(at, float(at)), value))
+        found.append(Series(labels, samples))
     return Answer(tuple(found), served_at)

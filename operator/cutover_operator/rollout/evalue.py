@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, betaln, xlog1py, xlogy
+
+from cutover.beta_tail import Floats, log_below, log_beta
 
 LOG_E_BOUND = 1e6
 """Logarithms are cut here: minus infinity is a legitimate underflow but not JSON."""
@@ -26,7 +28,6 @@ KAPPA_SHARE = 20.0
 KAPPA_RATIO = 10.0
 
 Side = Literal[-1, 1]
-Floats = NDArray[np.float64]
 
 
 def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, kappa: float) -> Floats:
@@ -40,14 +41,22 @@ def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, 
     s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
     f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
     a, b = kappa * limit, kappa * (1.0 - limit)
-    if side < 0:
-        post, prior = betainc(a + s, b + f, limit), betainc(a, b, limit)
-    else:
-        post, prior = betainc(b + f, a + s, 1.0 - limit), betainc(b, a, 1.0 - limit)
-    with np.errstate(divide="ignore"):
-        cut = np.log(post) - np.log(prior)
-    value: Any = betaln(a + s, b + f) - betaln(a, b) + cut - s * np.log(limit) - f * np.log1p(-limit)
+    post = log_below(a + s, b + f, limit) if side < 0 else log_below(b + f, a + s, 1.0 - limit)
+    prior = _prior_of(float(limit), side, kappa) if limit.ndim == 0 else _prior(a, b, limit, side)
+    value = log_beta(a + s, b + f) + post - prior - s * np.log(limit) - f * np.log1p(-limit)
     return np.asarray(np.clip(value, -LOG_E_BOUND, LOG_E_BOUND), dtype=np.float64)
+
+
+def _prior(a: Floats, b: Floats, limit: Floats, side: Side) -> Floats:
+    """The logarithm of the prior's weight before it is made to add up to one."""
+    below = log_below(a, b, limit) if side < 0 else log_below(b, a, 1.0 - limit)
+    return log_beta(a, b) + below
+
+
+@lru_cache(maxsize=1024)
+def _prior_of(limit: float, side: Side, kappa: float) -> float:
+    at = np.asarray(limit)
+    return float(_prior(kappa * at, kappa * (1.0 - at), at, side))
 
 
 def log_e_bound(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side) -> Floats:
@@ -55,8 +64,14 @@ def log_e_bound(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: 
     s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
     f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
     limit, n = np.asarray(p0, dtype=np.float64), np.maximum(s + f, 1.0)
-    best = xlogy(s, s / n / limit) + xlogy(f, f / n / (1.0 - limit))
+    best = _times_log(s, s / n / limit) + _times_log(f, f / n / (1.0 - limit))
     return np.asarray(np.where(side * (s - n * limit) > 0, best, 0.0))
+
+
+def _times_log(count: Floats, share: Floats) -> Floats:
+    """count * log(share), and 0 where the count is 0."""
+    with np.errstate(divide="ignore"):
+        return np.where(count > 0.0, count * np.log(np.where(count > 0.0, share, 1.0)), 0.0)
 
 
 def log_e_of(successes: float, failures: float, p0: float, side: Side, kappa: float) -> float:
@@ -122,7 +137,8 @@ def refuted(
     """Whether the counts rule out the share p, at level alpha and at all times at once."""
     s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
     f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
-    wealth: Any = betaln(a + s, b + f) - betaln(a, b) - xlogy(s, p) - xlog1py(f, -np.asarray(p))
+    share = np.asarray(p, dtype=np.float64)
+    wealth = log_beta(a + s, b + f) - log_beta(a, b) - _times_log(s, share) - _times_log(f, 1.0 - share)
     return np.asarray(wealth >= -np.log(np.asarray(alpha, dtype=np.float64)))
 
 
