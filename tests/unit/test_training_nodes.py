@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,15 +12,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutover.api.trainingrun import TrainingRunSpec
+from cutover.api.trainingrun import TrainingRun, TrainingRunSpec
 from cutover.contract import PORT_NODES, ExitCode
 from cutover.stages import StageResult
 from cutover.task import Task
+from cutover_operator.plan import Delete
 from cutover_operator.port import JOBS, PODS, SERVICES
+from cutover_operator.training.decide import decide
 from cutover_operator.training.observed import JobSeen, PodSeen, job_seen, pod_seen
 from cutover_operator.training.outcome import judge
 from cutover_operator.training.resources import Attempt, Built, build, job_name
+from cutover_operator.training.settle import LINGER_SECONDS
 from cutover_operator.training.sharing import not_shared, service_name
+from cutover_operator.training.world import Site, World
 from fakes.training_town import (
     CRASHED,
     DONE,
@@ -178,6 +184,33 @@ def test_a_pods_place_is_read_from_its_label() -> None:
     meta = {"name": "p", "uid": "u", "labels": {"batch.kubernetes.io/job-completion-index": "7"}}
     assert pod_seen({"metadata": meta}).index == 7
     assert pod_seen({"metadata": {"name": "p", "uid": "u"}}).index == 0
+
+
+def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
+    """Its pod cannot end, so its Job never counts as failed; the pods of the others have said why they left."""
+    job = JobSeen("run-train-1", "uid", "train", 1, active=True, pods=2, failing=True, message="exit code 75")
+    left, asked = pod(0, 75), START + timedelta(seconds=60)
+    dark = replace(pod(1, None), over=False, running=True, delete_by=asked)
+    stages = [
+        {"name": "prepare", "state": "Done"},
+        {"name": "train", "state": "Running", "attempt": 1, "job": job.name},
+    ]
+    parent: Any = {
+        "apiVersion": "cutover.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": RUN, "namespace": NAMESPACE, "uid": "u" * 36, "generation": 1},
+        "spec": SPEC | {"compute": {"gpus": 1, "nodes": 2}},
+        "status": {"observedGeneration": 1, "stage": "train", "stages": stages},
+    }
+    site = Site(("http://assessments:8080",), "trainer:1")
+    world = World(parent, TrainingRun.from_object(parent), READ_TASK, site, (job,), (left, dark))
+    early = decide(world, asked + timedelta(seconds=LINGER_SECONDS - 1))
+    assert early.status is not None
+    assert (early.status["reason"], early.status["stages"][1]["state"]) == ("StageEnding", "Running")
+    late = decide(world, asked + timedelta(seconds=LINGER_SECONDS))
+    assert late.status is not None
+    assert (late.status["stages"][1]["state"], late.status["stages"][1].get("failures", 0)) == ("Waiting", 0)
+    assert [action.name for action in late.after if isinstance(action, Delete)] == [job.name]
 
 
 # ------------------------------------------------------------------ claims

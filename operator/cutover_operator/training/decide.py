@@ -24,14 +24,12 @@ from cutover_operator.training.observed import PodSeen
 from cutover_operator.training.report import Standing
 from cutover_operator.training.resources import NAME_LIMIT, Attempt, build
 from cutover_operator.training.search import STAGE, paused, search, tuned, winner_of
-from cutover_operator.training.settle import current, job_of, settle, with_stage
+from cutover_operator.training.settle import current, job_of, may_still_write, settle, with_stage
 from cutover_operator.training.sharing import not_shared
 from cutover_operator.training.situation import Answer, Check, Situation
 from cutover_operator.training.world import NoTask, World
 
 LOOK_AGAIN_SECONDS = 30.0
-LINGER_SECONDS = 180.0
-"""How long after the end of its grace a pod on a node that does not answer keeps the next attempt waiting."""
 OVERDRAFT_SECONDS = 60.0
 """Per GPU: starting and checkpointing are not the trainer's to count."""
 KEPT_JOBS = 12
@@ -309,12 +307,7 @@ def _ended_by_force(s: Situation, *, spare_current: bool = True) -> tuple[Action
 
 def _lingering(s: Situation) -> PodSeen | None:
     """A pod of an earlier attempt that may still write."""
-    for pod in s.world.pods:
-        if pod.over:
-            continue
-        if pod.delete_by is None or (s.now - pod.delete_by).total_seconds() < LINGER_SECONDS:
-            return pod
-    return None
+    return next((pod for pod in s.world.pods if may_still_write(pod, s.now)), None)
 
 
 def _pruned(world: World, status: TrainingRunStatus) -> tuple[Action, ...]:

@@ -50,6 +50,8 @@ class JobSeen:
     """Kueue LocalQueue it waits in, or runs from."""
     pods: int = 1
     """How many it has, one a node."""
+    failing: bool = False
+    """A pod has ended it; it counts as failed once its other pods have ended as well."""
 
     @property
     def exit_code(self) -> int | None:
@@ -103,6 +105,8 @@ def job_seen(job: Object) -> JobSeen:
     complete = _condition(job, "Complete")
     failed = _condition(job, "Failed")
     ended = complete or failed or {}
+    # The same reason and message as those it will have failed for.
+    said = ended or _condition(job, "FailureTarget") or {}
     attempt = str(labels.get(LABEL_ATTEMPT, "0"))
     spec = job.get("spec") or {}
     return JobSeen(
@@ -112,11 +116,12 @@ def job_seen(job: Object) -> JobSeen:
         attempt=int(attempt) if attempt.isdecimal() else 0,
         active=not ended,
         succeeded=complete is not None,
-        reason=str(ended.get("reason") or ""),
-        message=str(ended.get("message") or ""),
+        reason=str(said.get("reason") or ""),
+        message=str(said.get("message") or ""),
         deleting="deletionTimestamp" in meta,
         suspended=spec.get("suspend") is True,
         queue=str(labels.get(LABEL_QUEUE, "")),
+        failing=_condition(job, "FailureTarget") is not None,
         pods=completions if isinstance(completions := spec.get("completions"), int) else 1,
     )
 

@@ -22,6 +22,8 @@ from cutover_operator.training.world import World
 
 FIRST_BACK_OFF_SECONDS = 30.0
 LONGEST_BACK_OFF_SECONDS = 1800.0
+LINGER_SECONDS = 180.0
+"""How long after the end of its grace a pod on a node that does not answer keeps the next attempt waiting."""
 INTERRUPTED_WAIT_SECONDS = 10.0
 """An interruption costs no attempt, but is no reason to spin either."""
 
@@ -59,7 +61,7 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     if job is None:
         return Settled(status, {})
     pods = pods_of(world, job)
-    if not job.active:
+    if not job.active or (job.failing and not any(may_still_write(pod, now) for pod in pods)):
         return _ended(status, stage, judge(stage.name, job, pods), pods, spec, now)
     state = "Queued" if job.suspended else "Running"
     if stage.state != state:
@@ -93,6 +95,13 @@ def pods_of(world: World, job: JobSeen) -> tuple[PodSeen, ...]:
     mine.sort(key=lambda pod: (pod.created_at is not None, pod.created_at))
     youngest = {pod.index: pod for pod in mine}
     return tuple(youngest[index] for index in sorted(youngest))
+
+
+def may_still_write(pod: PodSeen, now: datetime) -> bool:
+    """It has not ended, and was not asked to leave so long ago that its node must be gone."""
+    if pod.over:
+        return False
+    return pod.delete_by is None or (now - pod.delete_by).total_seconds() < LINGER_SECONDS
 
 
 def _all_stages(status: TrainingRunStatus, spec: TrainingRunSpec) -> list[StageStatus]:
