@@ -42,7 +42,8 @@ def undisturbed(prepared: Path) -> Path:
     """The same run by two nodes that nobody troubles."""
     workspace = prepared.parent / "undisturbed"
     shutil.copytree(prepared, workspace)
-    assert Nodes(workspace).ends() == [ExitCode.DONE] * 2
+    nodes = Nodes(workspace)
+    assert nodes.ends() == [ExitCode.DONE] * 2, [nodes.said(node) for node in range(2)]
     return workspace
 
 
@@ -152,7 +153,7 @@ def test_whichever_node_is_lost_or_asked_to_leave_both_stop_and_the_set_goes_on(
         assert not (workspace / "run/DONE-train.json").exists()
         assert before < newest_step(workspace) < STEPS
     last = Nodes(workspace, attempt=4)
-    assert last.ends() == [ExitCode.DONE] * 2
+    assert last.ends() == [ExitCode.DONE] * 2, [last.said(node) for node in range(2)]
     assert [last.said(node).outcome for node in range(2)] == ["done", "done"]
     assert_same_adapter(workspace, undisturbed)
     # Asked once more, every pod answers from the manifest, without meeting anybody.

@@ -149,6 +149,25 @@ def test_all_nodes_say_what_rank_0_has_said(tmp_path: Path) -> None:
     assert [nodes.words(node) for node in range(3)] == ["0", "0", "0"]
 
 
+def test_a_slow_node_is_waited_for_while_nothing_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_link, "SETTLE_SECONDS", 0.1)
+    assert Nodes(tmp_path, "time.sleep(1.5 if rank == '1' else 0); sys.exit(0)").ends() == [0, 0]
+
+
+def test_a_node_that_does_not_end_is_not_waited_for_when_something_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of the second node is deaf to requests; its launcher would kill it after its grace."""
+    monkeypatch.setattr(node_link, "SETTLE_SECONDS", 0.5)
+    deaf = f"import signal; signal.signal(15, signal.SIG_IGN); open(folder + '/deaf', 'w'); {STAYS}"
+    fails = "[time.sleep(0.01) for _ in iter(lambda: os.path.exists(folder + '/deaf'), True)]; sys.exit(1)"
+    nodes = Nodes(tmp_path, f"exec({deaf!r} if rank == '1' else {fails!r})")
+    assert nodes.ends(but=1) == [ExitCode.INTERRUPTED]
+    assert "node 1 of 2 did not end" in nodes.words(0)
+
+
 def test_ranks_are_counted_through_and_meet_at_the_first_node(tmp_path: Path) -> None:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUTOVER_RENDEZVOUS")
     code = f"open(folder + '/seen-' + rank, 'w').write(' '.join(os.environ[name] for name in {names!r}))"

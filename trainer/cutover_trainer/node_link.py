@@ -28,7 +28,7 @@ SILENCE_SECONDS = 30.0
 MEET_SECONDS = 600.0
 """For all nodes to come; a card that waits longer for a partner is better given back."""
 SETTLE_SECONDS = 60.0
-"""For the other nodes' ends when this one has ended; above the grace they give their workers."""
+"""For the other nodes' ends when this one has ended and something is wrong; above the grace they give their workers."""
 GOODBYE_SECONDS = 5.0
 POLL_SECONDS = 0.05
 CONNECT_SECONDS = 5.0
@@ -226,13 +226,16 @@ class Leader:
         self._ends[0] = end
         if end.code:
             self._trouble(0)
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = float("inf")
         while len(self._ends) < self._place.nodes and time.monotonic() < deadline:
             self.turn()
+            if self.broken and deadline == float("inf"):
+                # Without trouble there is no hurry: a node that lives comes to its end.
+                deadline = time.monotonic() + SETTLE_SECONDS
             time.sleep(POLL_SECONDS)
         for node in self._peers:
             if node not in self._ends:
-                text = f"node {node} of {self._place.nodes} did not end within {SETTLE_SECONDS:.0f} s of the first"
+                text = f"node {node} of {self._place.nodes} did not end within {SETTLE_SECONDS:.0f} s"
                 self._ends[node] = End(
                     ExitCode.INTERRUPTED, _interrupted(self._stage, "NodeLost", text), lost=True
                 )
