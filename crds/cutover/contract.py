@@ -164,6 +164,10 @@ KEYS_FOLDER = "/var/run/cutover/keys"
 # ------------------------------------------------------------------ trainer
 STAGE_CONFIG_PATH = "/etc/cutover/stage.yaml"
 TERMINATION_LOG = "/dev/termination-log"
+ENV_LEADER = "CUTOVER_LEADER"
+"""host:port of the first pod of a training on several nodes."""
+PORT_NODES = 29500
+"""There its launchers meet, and their workers at the next port."""
 TERMINATION_LIMIT_BYTES = 4096
 NODE_LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"
 RESOURCE_GPU = "nvidia.com/gpu"

@@ -36,17 +36,30 @@ DEPLOYMENTS = Resource("apps", "v1", "Deployment", "deployments")
 PODS = Resource("", "v1", "Pod", "pods")
 SERVICES = Resource("", "v1", "Service", "services")
 CONFIG_MAPS = Resource("", "v1", "ConfigMap", "configmaps")
+CLAIMS = Resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+"""Read, never written."""
 EVENTS = Resource("", "v1", "Event", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "Lease", "leases")
 
 RESOURCES: dict[tuple[str, str], Resource] = {
     (r.api_version, r.kind): r
-    for r in (TRAINING_RUNS, MODEL_ROLLOUTS, JOBS, DEPLOYMENTS, PODS, SERVICES, CONFIG_MAPS, EVENTS, LEASES)
+    for r in (
+        TRAINING_RUNS,
+        MODEL_ROLLOUTS,
+        JOBS,
+        DEPLOYMENTS,
+        PODS,
+        SERVICES,
+        CONFIG_MAPS,
+        CLAIMS,
+        EVENTS,
+        LEASES,
+    )
 }
 
 
 def resource_of(obj: Object) -> Resource:
-    """The resource of an object with `apiVersion` and `kind`. Raises KeyError for one the operator never writes."""
+    """The resource of an object with `apiVersion` and `kind`. Raises KeyError for one the operator does not know."""
     return RESOURCES[(obj["apiVersion"], obj["kind"])]
 
 

@@ -195,7 +195,7 @@ TRAINING_MISTAKES = [
           "spec.tuning", "dataset.split.validation above 0"),
     wrong("a trial that searches", search(learningRate=RATES) | {"spec.trial": TRIAL}, "spec.trial", "remove it"),
     wrong("a trial out of its folder", {"spec.trial": {**TRIAL, "folder": "../../other"}}, "trial.folder", "should match"),
-    wrong("several nodes", {"spec.compute.nodes": 2}, "spec.compute.nodes", "not supported", "set 1"),
+    wrong("more nodes than there are hosts for", {"spec.compute.nodes": 17}, "spec.compute.nodes", "less than or equal to 16"),
     wrong("queue with a capital", {"spec.compute.queueName": "GPU"}, "spec.compute.queueName", "should match"),
 ]  # fmt: skip
 

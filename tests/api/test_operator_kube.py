@@ -24,6 +24,7 @@ from cutover_operator.port import (
     EVENTS,
     JOBS,
     LEASES,
+    SERVICES,
     TRAINING_RUNS,
     Conflict,
     Invalid,
@@ -294,6 +295,52 @@ async def test_a_real_api_server_takes_the_trials_of_a_search(kube: KubeClient) 
     assert woken["metadata"]["labels"] == started["metadata"]["labels"]
     await kube.delete(TRAINING_RUNS, NAMESPACE, mine.name)
     await kube.delete(TRAINING_RUNS, NAMESPACE, "wide-search")
+
+
+async def test_a_real_api_server_takes_a_training_on_sixteen_nodes_under_the_longest_name(
+    kube: KubeClient,
+) -> None:
+    """Hosts and Service are single DNS labels of 63 characters at most."""
+    name = "damage-of-buildings-".ljust(52, "x")
+    await about_to_train(kube, name, SPEC | {"compute": {"gpus": 8, "nodes": 16}})
+    await Loop(kube, [TrainingReconciler(kube, SETTINGS)], lambda: START).run_pass(
+        Key(TRAINING_RUNS, NAMESPACE, name)
+    )
+    mine = f"cutover.dev/owner-name={name}"
+    (job,) = await kube.list(JOBS, NAMESPACE, mine)
+    assert (job["spec"]["completionMode"], job["spec"]["completions"]) == ("Indexed", 16)
+    (service,) = await kube.list(SERVICES, NAMESPACE, mine)
+    assert service["spec"]["clusterIP"] == "None"
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    await kube.delete(JOBS, NAMESPACE, job["metadata"]["name"])
+    await kube.delete(TRAINING_RUNS, NAMESPACE, name)
+
+
+async def test_a_claim_for_one_node_is_noticed(kube: KubeClient) -> None:
+    claim: Object = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "for-one-node", "namespace": NAMESPACE},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    await kube.create(claim)
+    wide = {"compute": {"gpus": 1, "nodes": 2}, "output": {"claim": {"name": "for-one-node"}}}
+    await about_to_train(kube, "not-shared", SPEC | wide)
+    await Loop(kube, [TrainingReconciler(kube, SETTINGS)], lambda: START).run_pass(
+        Key(TRAINING_RUNS, NAMESPACE, "not-shared")
+    )
+    stalled = await kube.get(TRAINING_RUNS, NAMESPACE, "not-shared")
+    assert stalled is not None
+    assert stalled["status"]["reason"] == "ClaimNotShared"
+    await kube.delete(TRAINING_RUNS, NAMESPACE, "not-shared")
+
+
+async def about_to_train(kube: KubeClient, name: str, spec: Object) -> None:
+    task = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "task", "namespace": NAMESPACE}}
+    await kube.apply({**task, "data": {"task.yaml": TASK}})
+    parent = await kube.create(run_object(name) | {"spec": copy.deepcopy(spec)})
+    prepared = {"name": "prepare", "state": "Done", "attempt": 1}
+    await kube.apply_status({**_identity(parent), "status": {"stage": "train", "stages": [prepared]}})
 
 
 def _identity(obj: Object, name: str | None = None) -> Object:

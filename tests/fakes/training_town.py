@@ -17,7 +17,7 @@ from cutover_operator.loop import Loop
 from cutover_operator.plan import Key
 from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Conflict, Kube, KubeError, Object
 from cutover_operator.settings import Settings
-from cutover_operator.training.observed import LABEL_JOB
+from cutover_operator.training.observed import LABEL_INDEX, LABEL_JOB
 from cutover_operator.training.reconciler import TrainingReconciler
 from fakes.kube import FakeKube
 from fakes.kube_faults import Crash
@@ -92,7 +92,8 @@ def bad_input(stage: str, reason: str, message: str) -> Ending:
 @dataclass
 class Town:
     spec: dict[str, Any] = field(default_factory=dict)
-    behave: dict[str, list[Ending]] = field(default_factory=dict)
+    behave: dict[str, list[Ending | tuple[Ending, ...]]] = field(default_factory=dict)
+    """Of several pods by index, where an attempt has a tuple."""
     clock: datetime = START
     admitting: bool = True
     """Kueue: whether there is room in the queue. Jobs without one are none of its business."""
@@ -222,12 +223,12 @@ class Town:
                 self.kube.set_status(JOBS, NAMESPACE, meta["name"], {"active": 0})
         elif not pods and not job.get("status", {}).get("active"):
             self._start(job)
-        elif not pods:
+        elif len(pods) < job["spec"]["completions"]:
             self._finish(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
-        elif pods[0]["status"]["phase"] == "Succeeded":
+        elif all(pod["status"]["phase"] == "Succeeded" for pod in pods):
             self._finish(job, "Complete", "CompletionsReached", "")
-        elif pods[0]["status"]["phase"] == "Failed":
-            code = pods[0]["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
+        elif failed := [pod for pod in pods if pod["status"]["phase"] == "Failed"]:
+            code = failed[0]["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
             text = (
                 f"Container trainer failed with exit code {code} matching FailJob rule"
                 if code in (65, 75)
@@ -238,18 +239,28 @@ class Town:
     def _start(self, job: Object) -> None:
         meta = job["metadata"]
         assert self.kube.peek(CONFIG_MAPS, NAMESPACE, meta["name"])["data"]["stage.yaml"]
-        self.kube.set_status(JOBS, NAMESPACE, meta["name"], {"active": 1})
-        ident = (PODS, NAMESPACE, f"{meta['name']}-{len(self._seen)}")
+        self.kube.set_status(JOBS, NAMESPACE, meta["name"], {"active": job["spec"]["completions"]})
+        number = len(self._seen)
+        self._seen[meta["name"]] = number
+        for index in range(job["spec"]["completions"]):
+            self._add_pod(job, index, f"{meta['name']}-{number}-{index}")
+
+    def _add_pod(self, job: Object, index: int, name: str) -> None:
+        meta = job["metadata"]
+        ident = (PODS, NAMESPACE, name)
         template = job["spec"]["template"]
         reference = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"]}
-        self._seen[meta["name"]] = len(self._seen)
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": ident[2],
                 "namespace": NAMESPACE,
-                "labels": {**template["metadata"]["labels"], LABEL_JOB: meta["name"]},
+                "labels": {
+                    **template["metadata"]["labels"],
+                    LABEL_JOB: meta["name"],
+                    LABEL_INDEX: str(index),
+                },
                 "ownerReferences": [reference],
             },
             "spec": {**template["spec"], "nodeName": "node-1"},
@@ -296,12 +307,17 @@ class Town:
         endings = self.behave.get(labels[LABEL_STAGE], [DONE])
         tries = sorted(number for name, number in self._seen.items() if f"-{labels[LABEL_STAGE]}-" in name)
         mine = tries.index(self._seen[labels[LABEL_JOB]])
-        return endings[min(mine, len(endings) - 1)]
+        ending = endings[min(mine, len(endings) - 1)]
+        return ending[int(labels[LABEL_INDEX])] if isinstance(ending, tuple) else ending
 
     def _pod_status(self, meta: Object, status: dict[str, Any]) -> None:
         self.kube.set_status(PODS, NAMESPACE, meta["name"], status)
 
     def _finish(self, job: Object, type_: str, reason: str, message: str) -> None:
+        for pod in self.kube.each(PODS):
+            labels, phase = pod["metadata"]["labels"], pod["status"]["phase"]
+            if labels[LABEL_JOB] == job["metadata"]["name"] and phase not in ("Succeeded", "Failed"):
+                self.kube.vanish(PODS, NAMESPACE, pod["metadata"]["name"])
         condition = {"type": type_, "status": "True", "reason": reason, "message": message}
         self.kube.set_status(JOBS, NAMESPACE, job["metadata"]["name"], {"conditions": [condition]})
 

@@ -17,7 +17,9 @@ import yaml
 
 from cutover.contract import ExitCode
 from cutover_trainer.__main__ import main as stage_main
+from cutover_trainer.place import Place
 from cutover_trainer.row_dropout import Draw, RowDropout
+from fakes.free_ports import two_in_a_row
 from fakes.training_example import rows, run_stage, stage_document, write_rows
 
 FINE_TUNE = {"learningRate": 2e-3, "epochs": 6, "batchSize": 5}
@@ -65,21 +67,27 @@ def assert_same_losses(one: Path, other: Path) -> None:
 
 
 class Team:
-    """Workers forked from this process, so that nothing is imported again; they meet in a file."""
+    """Workers forked from this process, so that nothing is imported again; they meet in a file, or, where each is a
+    machine of its own, at a port."""
 
-    def __init__(self, workspace: Path, size: int, save_seconds: float) -> None:
-        shared = workspace / "shared"
-        shutil.rmtree(shared, ignore_errors=True)
-        shared.mkdir()
+    def __init__(self, workspace: Path, size: int, save_seconds: float, machines: bool = False) -> None:
+        port = two_in_a_row()
+        fetched = [workspace / (f"shared-{rank}" if machines else "shared") for rank in range(size)]
+        for folder in fetched:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
 
         def work(rank: int) -> None:
             place = workspace / f"worker-{rank}"
             place.mkdir(exist_ok=True)
+            shared = fetched[rank]
             os.environ |= {
                 "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                "LOCAL_RANK": "0" if machines else str(rank),
                 "WORLD_SIZE": str(size),
-                "CUTOVER_RENDEZVOUS": f"file://{shared}/rendezvous",
+                "CUTOVER_RENDEZVOUS": f"tcp://127.0.0.1:{port}"
+                if machines
+                else f"file://{shared}/rendezvous",
                 "CUTOVER_SHARED_SCRATCH": str(shared),
                 "CUTOVER_CHECKPOINT_SECONDS": str(save_seconds),
                 "GLOO_SOCKET_IFNAME": "lo",
@@ -111,9 +119,11 @@ def workspace(prepared: Path, tmp_path: Path) -> Path:
     return tmp_path / "run-of-two"
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_losses_do_not_depend_on_the_number_of_workers(workspace: Path, alone: Path, size: int) -> None:
-    team = Team(workspace, size, save_seconds=3600)
+@pytest.mark.parametrize(("size", "machines"), [(2, False), (3, False), (2, True)])
+def test_the_losses_do_not_depend_on_the_number_of_workers(
+    workspace: Path, alone: Path, size: int, machines: bool
+) -> None:
+    team = Team(workspace, size, save_seconds=3600, machines=machines)
     assert team.end() == [ExitCode.DONE] * size
     assert_same_losses(workspace, alone)
     assert len(list((workspace / "run/checkpoints").glob("*/*/state.json"))) == 1
@@ -143,8 +153,8 @@ def test_several_gpus_are_left_to_the_launcher(workspace: Path, monkeypatch: pyt
     """`tests/chaos/test_chaos_workers.py` really starts them."""
     started: list[Any] = []
 
-    def run_workers(command: list[str], count: int, *_: Any) -> int:
-        started.append((command[1:4], count))
+    def run_workers(command: list[str], place: Place, *_: Any) -> int:
+        started.append((command[1:4], place.workers))
         return 75
 
     monkeypatch.setattr("cutover_trainer.__main__.run_workers", run_workers)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from cutover.contract import ExitCode
+from cutover_trainer.place import Place
 from cutover_trainer.stopping import Stop
 from cutover_trainer.workers import run_workers
 
@@ -20,7 +21,8 @@ def run(tmp_path: Path, code: str, count: int = 3, stop: Stop | None = None) -> 
     """Exit code, and the words left in the termination log."""
     log = tmp_path / "termination.json"
     command = [sys.executable, "-c", WORDS + code]
-    return run_workers(command, count, stop or Stop(), tmp_path, log), log.read_text()
+    ended = run_workers(command, Place(workers=count), stop or Stop(), tmp_path, log)
+    return ended, log.read_text()
 
 
 def test_when_all_are_done_the_leader_has_spoken(tmp_path: Path) -> None:
@@ -62,8 +64,8 @@ def test_nobody_is_left_behind_a_launcher_that_is_killed(tmp_path: Path) -> None
     worker = f"import os, time; open('{pids}/' + str(os.getpid()), 'w'); {STAYS}"
     code = (
         "import sys; from pathlib import Path; from cutover_trainer.stopping import Stop\n"
-        "from cutover_trainer.workers import run_workers\n"
-        f"run_workers([sys.executable, '-c', {worker!r}], 2, Stop(), Path({str(tmp_path)!r}), Path('/dev/null'))"
+        "from cutover_trainer.place import Place; from cutover_trainer.workers import run_workers\n"
+        f"run_workers([sys.executable, '-c', {worker!r}], Place(workers=2), Stop(), Path({str(tmp_path)!r}), Path('/dev/null'))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + DEADLINE_SECONDS

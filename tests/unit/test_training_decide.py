@@ -237,19 +237,19 @@ ENDED = {"exit_code": 1, "over": True}
     ],
 )
 def test_how_an_attempt_ended(given: JobSeen, seen: Object | None, kind: str, why: str) -> None:
-    outcome = judge("train", given, None if seen is None else pod(given, over=True, **seen))
+    outcome = judge("train", given, [] if seen is None else [pod(given, over=True, **seen)])
     assert (outcome.kind, outcome.reason) == (kind, why)
 
 
 def test_the_stages_own_words_come_first() -> None:
     said = StageResult(stage="prepare", outcome="badInput", reason="TooFewExamples", message="812 rows")
     ended = job("prepare", active=False)
-    outcome = judge("prepare", ended, pod(ended, over=True, exit_code=65, result=said))
+    outcome = judge("prepare", ended, [pod(ended, over=True, exit_code=65, result=said)])
     assert (outcome.reason, outcome.message) == ("TooFewExamples", "812 rows")
     other = StageResult(stage="train", outcome="done")
     assert (
         judge(
-            "prepare", job("prepare", active=False, succeeded=True), pod(ended, over=True, result=other)
+            "prepare", job("prepare", active=False, succeeded=True), [pod(ended, over=True, result=other)]
         ).kind
         == "failed"
     )
@@ -286,6 +286,7 @@ def test_the_checks_are_in_the_order_the_policy_says() -> None:
         "task_unusable",
         "url_not_allowed",
         "no_image",
+        "claim_not_shared",
         "forecast_over_budget",
         "budget_spent",
         "others_at_work",

@@ -15,7 +15,8 @@ from cutover.stages import StageConfig
 from cutover.task import Task
 from cutover_operator.training import progress
 from cutover_operator.training.observed import job_seen, pod_seen
-from cutover_operator.training.resources import SPOT_TOLERATIONS, Attempt, Built, build, job_name, needs
+from cutover_operator.training.resources import Attempt, Built, build, job_name, needs
+from cutover_operator.training.taints import SPOT_TOLERATIONS
 from fakes.training_town import SPEC, TASK
 
 READ_TASK = Task.model_validate(yaml.safe_load(TASK))

@@ -30,7 +30,9 @@ from cutover.contract import (
 from cutover.stages import StageConfig, StageName, StageResult, done_file
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import digest_of
+from cutover_trainer.node_link import meet
 from cutover_trainer.outcome import BadInput, StageEnded
+from cutover_trainer.place import place_here
 from cutover_trainer.processors import keep_torch_out
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
@@ -54,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = _read_config(parsed.config)
     except BadInput as error:
         return _ended(_result(stages[0], error), error.exit_code)
-    gpus = config.spec.compute.gpus if "train" in stages else 1
+    compute = config.spec.compute
+    gpus = compute.gpus * compute.nodes if "train" in stages else 1
     stop = Stop(config.gpu_seconds_left, max(1, gpus))
     stop.listen()
     for stage in stages:
@@ -88,9 +91,12 @@ def _run(stage: StageName, config: StageConfig, stop: Stop, file: Path) -> int:
         if known is not None:
             return _ended(known, ExitCode.DONE)
         log("stage", stage=stage, attempt=config.attempt)
-        if stage == "train" and config.spec.compute.gpus > 1 and shared is None:
-            command = [sys.executable, "-m", "cutover_trainer", stage, "--config", str(file.resolve())]
-            return run_workers(command, config.spec.compute.gpus, stop, scratch, _termination_log())
+        if stage == "train" and shared is None:
+            place = place_here(config.spec.compute)
+            if place.size > 1:
+                others = meet(place, f"{config.run.uid}/{config.attempt}", stage, stop)
+                command = [sys.executable, "-m", "cutover_trainer", stage, "--config", str(file.resolve())]
+                return run_workers(command, place, stop, scratch, _termination_log(), others)
         done = _dispatch(stage, config, store, scratch, stop)
         done = done.model_copy(
             update={"details": {**done.details, CONFIG_DIGEST: config_digest(stage, config)}}

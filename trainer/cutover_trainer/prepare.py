@@ -103,12 +103,6 @@ def _check_settings(config: StageConfig) -> None:
     if mistakes:
         # Said before a GPU is asked for, although the gates are used last.
         raise BadInput("UnknownGate", f"evaluation.gates: {'; '.join(mistakes)}")
-    if config.spec.compute.nodes > 1:
-        raise BadInput(
-            "SeveralNodes",
-            f"compute.nodes: {config.spec.compute.nodes}; a run is trained in one pod: set nodes to 1 and compute.gpus to "
-            "the GPUs it shall have",
-        )
 
 
 # ------------------------------------------------------------------ reading

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from cutover_trainer.workers import RANK, RENDEZVOUS, SIZE
+from cutover_trainer.workers import LOCAL_RANK, RANK, RENDEZVOUS, SIZE
 
 PATIENCE = timedelta(minutes=30)
 """A worker waits as long for the others: for the leader's checkpoint, or for a download."""
@@ -28,6 +28,8 @@ class Team:
     rank: int = 0
     size: int = 1
     device: Any = "cpu"
+    local_rank: int = 0
+    """Number on its own machine."""
 
     @classmethod
     def join(cls, device: Any) -> Team:
@@ -45,7 +47,7 @@ class Team:
             world_size=size,
             timeout=PATIENCE,
         )
-        return cls(rank, size, device)
+        return cls(rank, size, device, int(os.environ[LOCAL_RANK]))
 
     @property
     def leads(self) -> bool:
@@ -89,12 +91,13 @@ class Team:
         return str(said[0])
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """The leader alone, then the others."""
-        if not self.leads:
+    def one_a_machine_first(self) -> Iterator[None]:
+        """One worker of each machine, then the others."""
+        first = self.local_rank == 0
+        if not first:
             self.wait()
         yield
-        if self.leads:
+        if first:
             self.wait()
 
     def wait(self) -> None:

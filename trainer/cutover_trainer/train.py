@@ -58,7 +58,7 @@ def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) ->
 
 def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop, team: Team) -> StageResult:
     spec = config.spec
-    with team.leader_first():
+    with team.one_a_machine_first():
         # The others find here what it has fetched.
         data = open_prepared(trial.data_store(config, store), scratch)
         folder = base_folder(config, scratch, weights=True)

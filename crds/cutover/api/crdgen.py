@@ -19,7 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from cutover.api.base import GROUP, VERSION, ApiModel, StatusModel
 from cutover.api.modelrollout import ModelRollout
-from cutover.api.rules import rules_of
+from cutover.api.rules import RULES
 from cutover.api.trainingrun import TrainingRun
 
 Kind = type[TrainingRun] | type[ModelRollout]
@@ -61,7 +61,7 @@ class _Annotated(GenerateJsonSchema):
     def model_schema(self, schema: Any) -> JsonSchemaValue:
         result = super().model_schema(schema)
         model: type[BaseModel] = schema["cls"]
-        rules = rules_of(model) if issubclass(model, ApiModel) else ()
+        rules = RULES.get(model, ()) if issubclass(model, ApiModel) else ()
         if rules:
             result["x-kubernetes-validations"] = [rule.to_wire() for rule in rules]
         for name, field in model.model_fields.items():

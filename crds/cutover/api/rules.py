@@ -31,7 +31,6 @@ from cutover.api.trainingrun import (
     TrainingRun,
 )
 from cutover.api.tuning_rules import TUNING_RULES
-from cutover.api.unsupported import UNSUPPORTED
 from cutover.contract import FIELD_OVERALL, LATENCY_EDGES_SECONDS
 
 _STARTED = "has(oldSelf.status) && has(oldSelf.status.stage) && oldSelf.status.stage != ''"
@@ -338,9 +337,4 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
         ),
     ),
 }
-"""By model; what this version does not support stands in `unsupported`."""
-
-
-def rules_of(model: type[ApiModel]) -> tuple[Rule, ...]:
-    """Every rule of a model, those for what is not supported included."""
-    return (*RULES.get(model, ()), *(entry.rule() for entry in UNSUPPORTED if entry.model is model))
+"""By model."""

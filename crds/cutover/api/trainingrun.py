@@ -216,11 +216,12 @@ class Compute(ApiModel):
     """Where and with what the stages run."""
 
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
-    """0 trains on the CPU (tests and tiny models)."""
+    """Of each of the training's pods; 0 trains on the CPU (tests and tiny models)."""
     gpu_product: LabelValue = "NVIDIA-A100-SXM4-80GB"
     """Value of the node label `nvidia.com/gpu.product`; empty means any."""
     nodes: Annotated[int, Field(ge=1, le=16)] = 1
-    """Nodes one training spans."""
+    """Pods one training spans, with `gpus` each. Above 1 the claims of `output` and `baseModel` have to be mountable on
+    several nodes (ReadWriteMany), or be object stores."""
     spot: bool = True
     """Train on reclaimable nodes: an interruption costs at most the time since the last checkpoint."""
     node_selector: NodeSelector = Field(default_factory=dict)

@@ -19,23 +19,17 @@ from cutover_operator.origins import is_allowed
 from cutover_operator.plan import Action, Apply, Delete, Notice, Plan
 from cutover_operator.port import CONFIG_MAPS, JOBS
 from cutover_operator.training import report, spending
-from cutover_operator.training.observed import JobSeen, PodSeen
+from cutover_operator.training.at_work import PENDING_SECONDS, POLL_SECONDS, at_work
+from cutover_operator.training.observed import PodSeen
 from cutover_operator.training.report import Standing
-from cutover_operator.training.resources import NAME_LIMIT, Attempt, build, needs
+from cutover_operator.training.resources import NAME_LIMIT, Attempt, build
 from cutover_operator.training.search import STAGE, paused, search, tuned, winner_of
-from cutover_operator.training.settle import current, job_of, pod_of, settle, with_stage
+from cutover_operator.training.settle import current, job_of, may_still_write, settle, with_stage
+from cutover_operator.training.sharing import not_shared
 from cutover_operator.training.situation import Answer, Check, Situation
 from cutover_operator.training.world import NoTask, World
 
-POLL_SECONDS = 5.0
-"""While a pod runs: its log is read for progress."""
-PENDING_SECONDS = 15.0
 LOOK_AGAIN_SECONDS = 30.0
-LINGER_SECONDS = 180.0
-"""How long after the end of its grace a pod on a node that does not answer keeps the next attempt waiting."""
-UNSCHEDULABLE_SECONDS = 10.0
-SLOW_START_SECONDS = 60.0
-"""A missing Secret leaves no word in the pod itself: after this the run names what the pod waits for."""
 OVERDRAFT_SECONDS = 60.0
 """Per GPU: starting and checkpointing are not the trainer's to count."""
 KEPT_JOBS = 12
@@ -115,24 +109,7 @@ def job_runs(s: Situation) -> Answer | None:
     job = job_of(s.world, s.stage)
     if not s.stage.at_work or job is None or not job.active or job.deleting:
         return None
-    if job.suspended:
-        return Answer(_queued(s, job), again_in_seconds=PENDING_SECONDS)
-    pod = pod_of(s.world, job)
-    trouble = _trouble(pod, s.now)
-    if trouble is not None:
-        return Answer(trouble, again_in_seconds=PENDING_SECONDS)
-    if pod is not None and pod.over:
-        text = f"{s.stage.name}: the pod of attempt {s.stage.attempt} has ended"
-        return Answer(Standing("StageEnding", text), again_in_seconds=POLL_SECONDS)
-    if pod is not None and not pod.running and _age_seconds(pod, s.now) > SLOW_START_SECONDS:
-        wanted = "; ".join(needs(s.spec, s.stage.name)) or "its image"
-        text = f"pod {pod.name} has not started on node {pod.node or '?'}; it needs {wanted}; see kubectl describe pod"
-        return Answer(Standing("PodNotStarting", text), again_in_seconds=PENDING_SECONDS)
-    if pod is None or not pod.running:
-        text = f"{s.stage.name}: attempt {s.stage.attempt} waits for its pod to start"
-        return Answer(Standing("PodPending", text), again_in_seconds=PENDING_SECONDS)
-    text = f"{s.stage.name}: attempt {s.stage.attempt} runs"
-    return Answer(Standing("StageRunning", text), again_in_seconds=POLL_SECONDS)
+    return at_work(s, job)
 
 
 def name_too_long(s: Situation) -> Answer | None:
@@ -178,6 +155,17 @@ def no_image(s: Situation) -> Answer | None:
         return None
     text = "spec.compute.image: empty, and the operator has no default; set it, or CUTOVER_TRAINER_IMAGE"
     return Answer(Standing("NoTrainerImage", text, stalled=True, moving=False))
+
+
+def claim_not_shared(s: Situation) -> Answer | None:
+    """Before anything is prepared for a training whose pods could not start."""
+    if s.stage.name not in ("prepare", STAGE, "train"):
+        return None
+    text = not_shared(s.spec, s.world.access_modes)
+    if not text:
+        return None
+    standing = Standing("ClaimNotShared", text, stalled=True, moving=False)
+    return Answer(standing, again_in_seconds=LOOK_AGAIN_SECONDS)
 
 
 def forecast_over_budget(s: Situation) -> Answer | None:
@@ -267,7 +255,7 @@ def start(s: Situation) -> Answer | None:
     return Answer(
         Standing("StageStarting", text),
         stage=stage.model_copy(update=update),
-        actions=(Apply(built.config_map), Apply(built.job)),
+        actions=tuple(Apply(obj) for obj in (built.config_map, built.service, built.job) if obj),
         again_in_seconds=PENDING_SECONDS,
         started=True,
         notices=() if committed else (notice,),
@@ -284,6 +272,7 @@ CHECKS: tuple[Check, ...] = (
     task_unusable,
     url_not_allowed,
     no_image,
+    claim_not_shared,
     forecast_over_budget,
     budget_spent,
     others_at_work,
@@ -306,34 +295,6 @@ def _put_off(s: Situation, message: str) -> StageStatus:
     return stage.model_copy(update=update)
 
 
-def _queued(s: Situation, job: JobSeen) -> Standing:
-    """Suspended from outside. Kueue does that to a Job it has not admitted, or has taken the room from."""
-    about = f"{s.stage.name}: attempt {s.stage.attempt}"
-    if job.queue:
-        text = (
-            f"{about} waits in the Kueue queue {job.queue}; see kubectl get workloads -n {s.world.namespace}; "
-            "a Job that was admitted before goes on from its last checkpoint"
-        )
-        return Standing("Queued", text)
-    text = (
-        f"{about}: Job {job.name} was suspended, not by this operator; set its spec.suspend to false to go on"
-    )
-    return Standing("JobSuspended", text)
-
-
-def _trouble(pod: PodSeen | None, now: datetime) -> Standing | None:
-    """A pod that cannot start, in its own words: told, never counted as a failure."""
-    if pod is None or pod.trouble is None:
-        return None
-    if pod.trouble.reason == "Unschedulable" and _age_seconds(pod, now) < UNSCHEDULABLE_SECONDS:
-        return None
-    return Standing(pod.trouble.reason, f"pod {pod.name}: {pod.trouble.message}")
-
-
-def _age_seconds(pod: PodSeen, now: datetime) -> float:
-    return (now - pod.created_at).total_seconds() if pod.created_at else 0.0
-
-
 def _ended_by_force(s: Situation, *, spare_current: bool = True) -> tuple[Action, ...]:
     """Delete every Job at work, but the current attempt's."""
     current_job = job_of(s.world, s.stage) if spare_current and s.stage.at_work else None
@@ -346,12 +307,7 @@ def _ended_by_force(s: Situation, *, spare_current: bool = True) -> tuple[Action
 
 def _lingering(s: Situation) -> PodSeen | None:
     """A pod of an earlier attempt that may still write."""
-    for pod in s.world.pods:
-        if pod.over:
-            continue
-        if pod.delete_by is None or (s.now - pod.delete_by).total_seconds() < LINGER_SECONDS:
-            return pod
-    return None
+    return next((pod for pod in s.world.pods if may_still_write(pod, s.now)), None)
 
 
 def _pruned(world: World, status: TrainingRunStatus) -> tuple[Action, ...]:

@@ -16,6 +16,7 @@ from cutover_operator.conditions import parse_timestamp
 from cutover_operator.port import Object
 
 LABEL_JOB = "batch.kubernetes.io/job-name"
+LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
 WAITING_TROUBLES = frozenset(
     {
         "ImagePullBackOff",
@@ -47,6 +48,10 @@ class JobSeen:
     """It has no pods and starts none until somebody lets it go on."""
     queue: str = ""
     """Kueue LocalQueue it waits in, or runs from."""
+    pods: int = 1
+    """How many it has, one a node."""
+    failing: bool = False
+    """A pod has ended it; it counts as failed once its other pods have ended as well."""
 
     @property
     def exit_code(self) -> int | None:
@@ -90,6 +95,8 @@ class PodSeen:
     disrupted: bool = False
     result: StageResult | None = None
     trouble: Trouble | None = None
+    index: int = 0
+    """Which of its Job's pods it is."""
 
 
 def job_seen(job: Object) -> JobSeen:
@@ -98,7 +105,10 @@ def job_seen(job: Object) -> JobSeen:
     complete = _condition(job, "Complete")
     failed = _condition(job, "Failed")
     ended = complete or failed or {}
+    # The same reason and message as those it will have failed for.
+    said = ended or _condition(job, "FailureTarget") or {}
     attempt = str(labels.get(LABEL_ATTEMPT, "0"))
+    spec = job.get("spec") or {}
     return JobSeen(
         name=meta["name"],
         uid=meta["uid"],
@@ -106,11 +116,13 @@ def job_seen(job: Object) -> JobSeen:
         attempt=int(attempt) if attempt.isdecimal() else 0,
         active=not ended,
         succeeded=complete is not None,
-        reason=str(ended.get("reason") or ""),
-        message=str(ended.get("message") or ""),
+        reason=str(said.get("reason") or ""),
+        message=str(said.get("message") or ""),
         deleting="deletionTimestamp" in meta,
-        suspended=(job.get("spec") or {}).get("suspend") is True,
+        suspended=spec.get("suspend") is True,
         queue=str(labels.get(LABEL_QUEUE, "")),
+        failing=_condition(job, "FailureTarget") is not None,
+        pods=completions if isinstance(completions := spec.get("completions"), int) else 1,
     )
 
 
@@ -123,6 +135,7 @@ def pod_seen(pod: Object) -> PodSeen:
     end = next((one for one in ends if one.get("exitCode")), ends[-1] if ends else None)
     phase = status.get("phase")
     over = phase in ("Succeeded", "Failed")
+    index = str(labels.get(LABEL_INDEX, "0"))
     ended_at = (_last_end(ends) or _last_turn(pod) or _moment(status.get("startTime"))) if over else None
     return PodSeen(
         name=meta["name"],
@@ -146,6 +159,7 @@ def pod_seen(pod: Object) -> PodSeen:
         disrupted=_condition(pod, "DisruptionTarget") is not None,
         result=_result((end or {}).get("message")),
         trouble=None if over else _trouble(pod, statuses),
+        index=int(index) if index.isdecimal() else 0,
     )
 
 

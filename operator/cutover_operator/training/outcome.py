@@ -1,4 +1,4 @@
-"""How an attempt ended, judged from its Job and its pod. Pure.
+"""How an attempt ended, judged from its Job and its pods. Pure.
 
 done: the Job succeeded and the stage said so. badInput: trying again cannot help. interrupted: the pod was taken away;
 no penalty. failed: counts towards compute.maxAttempts. A kubelet's own eviction counts as failed, because a stage that
@@ -7,7 +7,9 @@ fills its node's disk would otherwise do so for ever.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from cutover.contract import ExitCode
@@ -27,11 +29,26 @@ class Outcome:
     result: StageResult | None = None
 
 
-def judge(stage: str, job: JobSeen, pod: PodSeen | None) -> Outcome:
-    """Of a Job that is complete or failed."""
-    result = pod.result if pod else None
+LATEST = datetime.max.replace(tzinfo=UTC)
+WEIGHT: dict[Kind, int] = {"badInput": 0, "failed": 1, "interrupted": 2, "done": 3}
+"""Of several pods' ends the one that explains the others: they stop because of it, with the code for interruptions."""
+
+
+def judge(stage: str, job: JobSeen, pods: Sequence[PodSeen]) -> Outcome:
+    """Of a Job that is complete or failed. `pods`: what is left of them, by index."""
     if job.succeeded:
-        return _judge_success(stage, pod, result)
+        done = next((pod for pod in pods if _says_done(stage, pod.result)), None)
+        return _judge_success(stage, done or next(iter(pods), None))
+    # One that was done before another failed is not to blame.
+    to_blame = [pod for pod in pods if job.pods == 1 or pod.exit_code != ExitCode.DONE]
+    if not to_blame:
+        return _judge_failure(stage, job, None)
+    ends = [(pod.ended_at or LATEST, _judge_failure(stage, job, pod)) for pod in to_blame]
+    return min(ends, key=lambda end: (WEIGHT[end[1].kind], end[0]))[1]
+
+
+def _judge_failure(stage: str, job: JobSeen, pod: PodSeen | None) -> Outcome:
+    result = pod.result if pod else None
     code = pod.exit_code if pod and pod.exit_code is not None else job.exit_code
     if code == ExitCode.BAD_INPUT:
         return _said(
@@ -56,13 +73,18 @@ def judge(stage: str, job: JobSeen, pod: PodSeen | None) -> Outcome:
     )
 
 
-def _judge_success(stage: str, pod: PodSeen | None, result: StageResult | None) -> Outcome:
+def _says_done(stage: str, result: StageResult | None) -> bool:
+    return result is not None and result.outcome == "done" and result.stage == stage
+
+
+def _judge_success(stage: str, pod: PodSeen | None) -> Outcome:
     if pod is None:
         # Asked again, a stage that is done answers at once from its manifest.
         return Outcome(
             "interrupted", "ResultGone", "the pod of the finished Job is gone; the stage is asked again"
         )
-    if result is None or result.outcome != "done" or result.stage != stage:
+    result = pod.result
+    if result is None or not _says_done(stage, result):
         text = f"the stage {stage} ended with exit code 0 but did not say that it is done; is this the trainer image?"
         return Outcome("failed", "NoResult", text)
     return Outcome("done", result.reason or "Done", result.message, result)

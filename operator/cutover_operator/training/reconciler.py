@@ -12,11 +12,12 @@ from cutover.api.trainingrun import Progress, TrainingRun
 from cutover.contract import LABEL_OWNER_KIND, LABEL_OWNER_NAME
 from cutover.task import Task
 from cutover_operator.plan import Key, Plan
-from cutover_operator.port import CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Kube, KubeError
+from cutover_operator.port import CLAIMS, CONFIG_MAPS, JOBS, PODS, TRAINING_RUNS, Kube, KubeError
 from cutover_operator.settings import Settings
 from cutover_operator.training import progress
 from cutover_operator.training.decide import decide
 from cutover_operator.training.observed import PodSeen, job_seen, pod_seen
+from cutover_operator.training.sharing import shared_claims
 from cutover_operator.training.trials import TrialSeen, trial_seen
 from cutover_operator.training.world import NoTask, Site, World
 
@@ -61,6 +62,7 @@ class TrainingReconciler:
             config_maps=tuple(item["metadata"]["name"] for item in maps),
             trials=await self._trials(key.namespace, mine, run, uid),
             progress=await self._progress(key.namespace, pods, now),
+            access_modes=await self._access_modes(key.namespace, run),
         )
 
     def decide(self, world: World, now: datetime) -> Plan:
@@ -75,6 +77,15 @@ class TrainingReconciler:
             if _owned(obj, uid)
         ]
         return tuple(one for one in found if one is not None)
+
+    async def _access_modes(self, namespace: str, run: TrainingRun) -> dict[str, tuple[str, ...]]:
+        names = sorted({claim.name for claim in shared_claims(run.spec)})
+        found = {name: await self._kube.get(CLAIMS, namespace, name) for name in names}
+        return {
+            name: tuple((claim.get("spec") or {}).get("accessModes") or ())
+            for name, claim in found.items()
+            if claim is not None
+        }
 
     async def _task(self, namespace: str, run: TrainingRun) -> Task | NoTask:
         wanted = run.spec.task
@@ -91,7 +102,8 @@ class TrainingReconciler:
         )
 
     async def _progress(self, namespace: str, pods: list[PodSeen], now: datetime) -> Progress | None:
-        pod = next((pod for pod in pods if pod.running and pod.delete_by is None), None)
+        at_work = [pod for pod in pods if pod.running and pod.delete_by is None]
+        pod = min(at_work, key=lambda pod: pod.index, default=None)
         if pod is None:
             return None
         read_at, known = self._readings.get(pod.uid, (None, None))

@@ -1,6 +1,7 @@
 """The objects of one attempt of a stage: a ConfigMap with the stage's configuration, and the Job. Pure.
 
-Both bear one name, which holds a digest of everything in them: the same attempt is the same name whoever builds it,
+A training on several nodes is an Indexed Job, whose pods find one another by a Service of the run.
+Job and ConfigMap bear one name, which holds a digest of everything in them: the same attempt is the same name whoever builds it,
 and a Job's template, which Kubernetes never lets change, never has to.
 """
 
@@ -17,6 +18,7 @@ import yaml
 from cutover.api.base import ClaimRef, SecretKeyRef
 from cutover.api.trainingrun import Stage, TrainingRunSpec
 from cutover.contract import (
+    ENV_LEADER,
     LABEL_ATTEMPT,
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
@@ -35,6 +37,8 @@ from cutover.stages import TRIALS_FOLDER, RunIdentity, StageConfig
 from cutover.task import Task
 from cutover_operator.origins import origin_of
 from cutover_operator.port import CONFIG_MAPS, JOBS, TRAINING_RUNS, Object
+from cutover_operator.training.sharing import claim_in, leader_address, nodes_of, service, service_name
+from cutover_operator.training.taints import tolerations
 
 NAME_LIMIT = 63
 ARTIFACTS = "/artifacts"
@@ -58,17 +62,6 @@ REQUESTS: dict[Stage, dict[str, str]] = {
     "evaluate": {"cpu": "500m", "memory": "2Gi"},
     "register": {"cpu": "100m", "memory": "512Mi"},
 }
-SPOT_TOLERATIONS: tuple[Object, ...] = (
-    {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
-    {
-        "key": "kubernetes.azure.com/scalesetpriority",
-        "operator": "Equal",
-        "value": "spot",
-        "effect": "NoSchedule",
-    },
-    {"key": "eks.amazonaws.com/capacityType", "operator": "Equal", "value": "SPOT", "effect": "NoSchedule"},
-)
-GPU_TOLERATION: Object = {"key": RESOURCE_GPU, "operator": "Exists", "effect": "NoSchedule"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +89,17 @@ class Built:
     name: str
     config_map: Object
     job: Object
+    service: Object | None = None
+    """Of a training on several nodes."""
 
 
 def build(attempt: Attempt) -> Built:
     config = yaml.safe_dump(stage_config(attempt).to_wire(), sort_keys=True, allow_unicode=True)
     template = _template(attempt)
     queue = attempt.spec.compute.queue_name
-    digest = _digest([attempt.uid, config, template])
-    name = job_name(attempt.name, attempt.stage, attempt.number, digest)
+    nodes = nodes_of(attempt.spec, attempt.stage)
+    digest = _digest([attempt.uid, config, template, *([nodes] if nodes > 1 else [])])
+    name = job_name(attempt.name, attempt.stage, attempt.number, digest, indexed=nodes > 1)
     meta = {
         "name": name,
         "namespace": attempt.namespace,
@@ -113,6 +109,12 @@ def build(attempt: Attempt) -> Built:
     for volume in template["spec"]["volumes"]:
         if volume["name"] == "config":
             volume["configMap"]["name"] = name
+    found_by = service_name(attempt.name, attempt.uid) if nodes > 1 else ""
+    if found_by:
+        # The digest of the template is part of the Job's name, so this comes after it.
+        template["spec"]["subdomain"] = found_by
+        leader = {"name": ENV_LEADER, "value": leader_address(name, found_by)}
+        template["spec"]["containers"][0]["env"].append(leader)
     job = {
         "apiVersion": JOBS.api_version,
         "kind": JOBS.kind,
@@ -121,8 +123,9 @@ def build(attempt: Attempt) -> Built:
             # Kueue lets it go when there is room; until then it has no pod.
             **({"suspend": True} if queue else {}),
             "backoffLimit": 0,
-            "completions": 1,
-            "parallelism": 1,
+            "completions": nodes,
+            "parallelism": nodes,
+            **({"completionMode": "Indexed"} if nodes > 1 else {}),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
             "template": template,
@@ -135,12 +138,20 @@ def build(attempt: Attempt) -> Built:
         "immutable": True,
         "data": {PurePosixPath(STAGE_CONFIG_PATH).name: config},
     }
-    return Built(name, config_map, job)
+    if not found_by:
+        return Built(name, config_map, job)
+    # No attempt's label: it serves them all.
+    shared = {key: value for key, value in labels(attempt).items() if key != LABEL_ATTEMPT}
+    return Built(name, config_map, job, service(found_by, meta | {"labels": shared}, attempt.uid))
 
 
-def job_name(run: str, stage: str, number: int, digest: str) -> str:
+def job_name(run: str, stage: str, number: int, digest: str, *, indexed: bool = False) -> str:
+    """`indexed`: the name is also the beginning of its pods' host names, single DNS labels that end in their index."""
     tail = f"-{stage}-{number}-{digest}"
-    return run[: NAME_LIMIT - len(tail)].rstrip("-.") + tail
+    if indexed:
+        run = run.replace(".", "-")
+    limit = NAME_LIMIT - (len("-15") if indexed else 0)
+    return run[: limit - len(tail)].rstrip("-.") + tail
 
 
 def labels(attempt: Attempt) -> dict[str, str]:
@@ -175,7 +186,7 @@ def stage_config(attempt: Attempt) -> StageConfig:
     if trial is not None and trial.resume_from is not None:
         resume = f"{trial.data}/{TRIALS_FOLDER}/{trial.resume_from}"
     artifacts, published = _folder_uris(spec, folder)
-    claim, made = _claim_in(spec.base_model.uri), _synthetic_claim(spec)
+    claim, made = claim_in(spec.base_model.uri), _synthetic_claim(spec)
     return StageConfig(
         run=RunIdentity(name=attempt.name, namespace=attempt.namespace, uid=attempt.uid),
         artifacts=artifacts,
@@ -225,10 +236,10 @@ def needs(spec: TrainingRunSpec, stage: Stage) -> list[str]:
     ]
     claims = [
         spec.output.claim,
-        _claim_in(spec.base_model.uri),
+        claim_in(spec.base_model.uri),
         source.claim if stage == "prepare" else None,
         _synthetic_claim(spec) if stage == "prepare" else None,
-        _claim_in(spec.evaluation.previous_adapter or "") if stage == "evaluate" else None,
+        claim_in(spec.evaluation.previous_adapter or "") if stage == "evaluate" else None,
     ]
     return [
         *(f"Secret {ref.name!r} with key {ref.key!r}" for ref in refs if ref),
@@ -269,13 +280,16 @@ def _template(attempt: Attempt) -> Object:
         },
         "containers": [{"name": CONTAINER, "command": ["cutover-trainer", attempt.stage], **container}],
         "volumes": volumes,
-        "tolerations": _tolerations(spec, gpus),
+        "tolerations": tolerations(spec, gpus),
     }
     if attempt.stage == "prepare":
         pod["initContainers"] = [{"name": "export", "command": ["cutover-trainer", "export"], **container}]
     if attempt.gpu_seconds_left is not None and gpus:
         # On the pod, not the Job: time spent waiting for a node costs nothing.
-        pod["activeDeadlineSeconds"] = max(60, int(attempt.gpu_seconds_left / gpus) + DEADLINE_SLACK_SECONDS)
+        at_work = gpus * nodes_of(spec, attempt.stage)
+        pod["activeDeadlineSeconds"] = max(
+            60, int(attempt.gpu_seconds_left / at_work) + DEADLINE_SLACK_SECONDS
+        )
     selector = dict(spec.compute.node_selector)
     if gpus and spec.compute.gpu_product:
         selector[NODE_LABEL_GPU_PRODUCT] = spec.compute.gpu_product
@@ -315,10 +329,10 @@ def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
 
     if spec.output.claim is not None:
         claim("artifacts", spec.output.claim, ARTIFACTS, read_only=False)
-    base = _claim_in(spec.base_model.uri)
+    base = claim_in(spec.base_model.uri)
     if base is not None:
         claim("models", base, MODELS, read_only=True)
-    previous = _claim_in(spec.evaluation.previous_adapter or "")
+    previous = claim_in(spec.evaluation.previous_adapter or "")
     if previous is not None and attempt.stage == "evaluate":
         claim("previous", previous, PREVIOUS, read_only=True)
     if source.claim is not None and attempt.stage == "prepare":
@@ -333,21 +347,13 @@ def _volumes(attempt: Attempt) -> tuple[list[Object], list[Object]]:
     return volumes, mounts
 
 
-def _claim_in(uri: str) -> ClaimRef | None:
-    """Claim and path of a claim:// URI; None for any other."""
-    if not uri.startswith("claim://"):
-        return None
-    name, _, path = uri.removeprefix("claim://").partition("/")
-    return ClaimRef(name=name, path=path.strip("/"))
-
-
 def _synthetic_claim(spec: TrainingRunSpec) -> ClaimRef | None:
     return None if spec.dataset.synthetic is None else spec.dataset.synthetic.claim
 
 
 def _previous_path(spec: TrainingRunSpec) -> str | None:
     uri = spec.evaluation.previous_adapter
-    claim = _claim_in(uri or "")
+    claim = claim_in(uri or "")
     return uri if claim is None else f"file://{PREVIOUS}/{claim.path}"
 
 
@@ -371,17 +377,9 @@ def _container_resources(attempt: Attempt, gpus: int) -> Object:
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _tolerations(spec: TrainingRunSpec, gpus: int) -> list[Object]:
-    own = [toleration.to_wire() for toleration in spec.compute.tolerations]
-    return [
-        *(SPOT_TOLERATIONS if spec.compute.spot else ()),
-        *((GPU_TOLERATION,) if gpus else ()),
-        *own,
-    ]
-
-
 def _failure_rules() -> list[Object]:
-    """Every end of the one pod ends the Job: the operator owns the retries. The rule's message keeps the exit code."""
+    """Every end of a pod that is not success ends the Job, and with it its other pods: the operator owns the retries, and
+    who has lost a partner has to meet anew. The rule's message keeps the exit code."""
     codes = [int(ExitCode.BAD_INPUT), int(ExitCode.INTERRUPTED)]
     return [
         {"action": "FailJob", "onExitCodes": {"operator": "In", "values": codes}},

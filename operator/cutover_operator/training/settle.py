@@ -6,7 +6,7 @@ the second time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -22,6 +22,8 @@ from cutover_operator.training.world import World
 
 FIRST_BACK_OFF_SECONDS = 30.0
 LONGEST_BACK_OFF_SECONDS = 1800.0
+LINGER_SECONDS = 180.0
+"""How long after the end of its grace a pod on a node that does not answer keeps the next attempt waiting."""
 INTERRUPTED_WAIT_SECONDS = 10.0
 """An interruption costs no attempt, but is no reason to spin either."""
 
@@ -58,13 +60,13 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     job = job_of(world, stage)
     if job is None:
         return Settled(status, {})
-    pod = pod_of(world, job)
-    if not job.active:
-        return _ended(status, stage, judge(stage.name, job, pod), pod, spec, now)
+    pods = pods_of(world, job)
+    if not job.active or (job.failing and not any(may_still_write(pod, now) for pod in pods)):
+        return _ended(status, stage, judge(stage.name, job, pods), pods, spec, now)
     state = "Queued" if job.suspended else "Running"
     if stage.state != state:
         status = with_stage(status, stage.model_copy(update={"state": state}))
-    if pod is not None and pod.running and world.progress is not None:
+    if pods and pods[0].running and world.progress is not None:
         status = status.model_copy(
             update={"progress": world.progress, "progress_text": progress.text(world.progress)}
         )
@@ -87,10 +89,19 @@ def job_of(world: World, stage: StageStatus) -> JobSeen | None:
     return next((job for job in wanted if job.name == stage.job), wanted[0] if wanted else None)
 
 
-def pod_of(world: World, job: JobSeen) -> PodSeen | None:
-    """The Job's pod; the youngest, should there ever be two."""
-    pods = [pod for pod in world.pods if pod.job == job.name]
-    return max(pods, key=lambda pod: (pod.created_at is not None, pod.created_at), default=None)
+def pods_of(world: World, job: JobSeen) -> tuple[PodSeen, ...]:
+    """The Job's pods by index, those there are; of one index the youngest, should there ever be two."""
+    mine = [pod for pod in world.pods if pod.job == job.name]
+    mine.sort(key=lambda pod: (pod.created_at is not None, pod.created_at))
+    youngest = {pod.index: pod for pod in mine}
+    return tuple(youngest[index] for index in sorted(youngest))
+
+
+def may_still_write(pod: PodSeen, now: datetime) -> bool:
+    """It has not ended, and was not asked to leave so long ago that its node must be gone."""
+    if pod.over:
+        return False
+    return pod.delete_by is None or (now - pod.delete_by).total_seconds() < LINGER_SECONDS
 
 
 def _all_stages(status: TrainingRunStatus, spec: TrainingRunSpec) -> list[StageStatus]:
@@ -111,12 +122,12 @@ def _ended(
     status: TrainingRunStatus,
     stage: StageStatus,
     outcome: Outcome,
-    pod: PodSeen | None,
+    pods: Sequence[PodSeen],
     spec: TrainingRunSpec,
     now: datetime,
 ) -> Settled:
     status = _recorded(status, outcome.result, spec)
-    ended_at = timestamp(pod.ended_at if pod and pod.ended_at else now)
+    ended_at = timestamp(max((pod.ended_at for pod in pods if pod.ended_at), default=now))
     about = f"{stage.name}-{stage.attempt}"
     update: dict[str, object]
     if outcome.kind == "done":

@@ -12,6 +12,7 @@ from cutover_operator.plan import Action, Notice
 from cutover_operator.training import spending
 from cutover_operator.training.report import Standing
 from cutover_operator.training.resources import gpus_of
+from cutover_operator.training.sharing import nodes_of
 from cutover_operator.training.world import World
 
 
@@ -26,7 +27,8 @@ class Situation:
 
     @property
     def gpus(self) -> int:
-        return gpus_of(self.spec, self.stage.name)
+        """Of all pods of the stage."""
+        return gpus_of(self.spec, self.stage.name) * nodes_of(self.spec, self.stage.name)
 
     @property
     def spent_seconds(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cutover.api.trainingrun import Progress, TrainingRun
 from cutover.task import Task
@@ -42,6 +43,8 @@ class World:
     """Runs that a search has made."""
     progress: Progress | None = None
     """Of the running stage, read from its log just now."""
+    access_modes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By claim, of those that several nodes are to share; without those that do not exist."""
 
     @property
     def uid(self) -> str:
