@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from sys import intern
 
 from cutover.contract import (
     CONFIDENCE,
@@ -152,7 +153,8 @@ class _Folding:
         return self.restarts.get(_target(one), ())
 
     def add(self, key: str, amount: float) -> None:
-        self.totals[key] = self.totals.get(key, 0.0) + amount
+        # One text for all rollouts: each ledger and each of its marks has dozens of these names.
+        self.totals[intern(key)] = self.totals.get(key, 0.0) + amount
 
     def count(
         self, metric: str, one: Series, key: str, cohort: int | None = None, born_at: float | None = None

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cutover.beta_tail import Floats, log_below, log_beta
+from cutover.beta_tail import log_below, log_beta
 
 LOG_E_BOUND = 1e6
 """Logarithms are cut here: minus infinity is a legitimate underflow but not JSON."""
@@ -28,6 +28,7 @@ KAPPA_SHARE = 20.0
 KAPPA_RATIO = 10.0
 
 Side = Literal[-1, 1]
+Floats = NDArray[np.float64]
 
 
 def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, kappa: float) -> Floats:
