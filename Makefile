@@ -23,8 +23,7 @@ lint: setup ## Format check, lint, strict types, architecture contracts
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/mypy tests/cluster tests/fakes tests/demo
-	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench/scale.py tests/soak/outage.py tests/soak/search.py \
-		tests/soak/gateway.py tests/soak/vllm_contract.py
+	MYPYPATH=tests $(RUN)/mypy --explicit-package-bases tests/bench tests/soak
 	$(RUN)/lint-imports
 	$(RUN)/python tests/cluster/requirements.py --check
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cutover.beta_tail import Floats, log_below
+from cutover.beta_tail import log_below
+
+Floats = NDArray[np.float64]
 
 Proof = Callable[[Floats, Floats, float], NDArray[np.bool_]]
 """Counts right, counts wrong and a risk in: which thresholds keep the floor for certain. Shape (edges,)."""

@@ -127,6 +127,37 @@ def _add_simulate(commands: Any) -> None:
     )
     simulate.add_argument("--control-accuracy", type=_share, default=0.92, help="of today's answers")
     simulate.add_argument("--control-error-rate", type=_share, default=0.02, help="of today's requests")
+    pairs = simulate.add_argument_group(
+        "where a margin is judged by pairs, or labels are drawn by stratum",
+        "how both models' answers to one request go together; without these they err independently, and say the same in "
+        "half of what both get wrong",
+    )
+    pairs.add_argument(
+        "--discordance", type=_share, help="share of the requests on which exactly one of both is right"
+    )
+    pairs.add_argument(
+        "--agreement",
+        type=_share,
+        help="share of the requests on which both say the same in every scored field",
+    )
+    pairs.add_argument(
+        "--agreed-accuracy",
+        type=_share,
+        help="share of those on which both are right; instead of --discordance, with --agreement",
+    )
+    sure = simulate.add_argument_group(
+        "where answers are kept by their confidence (fallback.confidence, autoConfidence)"
+    ).add_mutually_exclusive_group()
+    sure.add_argument(
+        "--auroc",
+        type=_auroc,
+        help="chance that a right answer is surer than a wrong one; confidence is calibrated",
+    )
+    sure.add_argument(
+        "--confidence-curve",
+        metavar="FILE",
+        help="CSV with confidence (lower edge of a bin), share (of all answers) and accuracy (in the bin)",
+    )
     simulate.add_argument("--runs", type=_runs, default=300, help="rollouts to simulate for each accuracy")
     simulate.add_argument("--seed", type=int, default=1, help="the same seed gives the same answer")
     simulate.add_argument(
@@ -147,6 +178,15 @@ def _share(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value
+
+
+def _auroc(text: str) -> float:
+    value = _number(text)
+    if not 0.5 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not between 0.5 (confidence says nothing) and 1 (it says all), both excluded"
+        )
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
+from cutover_cli.errors import Refused
+from cutover_cli.sureness import ROUNDING, by_auroc
 from cutover_operator.rollout.evalue import divergence
 from cutover_operator.rollout.gates import named_gates
-from cutover_operator.simulation import Behaviour, Outcome, Scenario, simulate
+from cutover_operator.rollout.threshold import EDGES
+from cutover_operator.simulation import Behaviour, Outcome, Scenario, Sureness, Together, simulate
+from cutover_operator.simulation.arrivals import Drawn
 from cutover_operator.simulation.books import Col
+from cutover_operator.simulation.hours import STRATUM_LABELS
 from cutover_operator.simulation.walk import Look
 
+CONTROL_USD = 0.04
 LATENCY_SPREAD = 0.5
 """Standard deviation of the logarithm of an answer's time."""
 P95 = 1.6448536269514722
@@ -40,6 +47,28 @@ class Assumptions:
     cost_usd: float
     tick_seconds: float
     horizon_seconds: float
+    discordance: float | None = None
+    """Share of the requests on which exactly one model is right; None: independent errors, or by `agreed_accuracy`."""
+    agreement: float | None = None
+    """Share of the requests on which both say the same."""
+    agreed_accuracy: float | None = None
+    """Share of those on which both are right."""
+    auroc: float | None = None
+    curve: Sureness | None = None
+
+    def together(self, accuracy: float) -> Together:
+        """How the answers of a candidate of this accuracy go together with the control's."""
+        if self.agreement is None or self.agreed_accuracy is None:
+            return Together(self.discordance, self.agreement)
+        both = self.agreement * self.agreed_accuracy
+        return Together(accuracy + self.control_accuracy - 2 * both, self.agreement)
+
+    def sureness(self, accuracy: float) -> Sureness | None:
+        return self.curve if self.auroc is None else by_auroc(accuracy, self.auroc)
+
+
+class Unlikely(Refused):
+    """What was assumed cannot be, decides nothing, or is not enough to simulate this manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +103,73 @@ class Story:
     limit: Limit | None
 
 
+def keeps_by_confidence(spec: ModelRolloutSpec) -> bool:
+    return spec.fallback.auto_confidence or spec.fallback.confidence is not None
+
+
 def not_simulated(spec: ModelRolloutSpec) -> list[str]:
     """What of this spec the simulated rollouts do without."""
-    found = []
-    if spec.analysis.labels.strata != "none":
-        found.append("labels drawn by stratum (they are drawn alike)")
-    if any(g.metric == "accuracy" and g.margin is not None for g in spec.gates):
-        found.append("pairs of answers (an accuracy margin is judged by one interval per arm)")
-    if spec.fallback.auto_confidence or spec.fallback.confidence is not None:
-        found.append("answers handed on for low confidence")
-    return found
+    custom = [g.name for g in named_gates(spec) if g.metric == "custom"]
+    return [f"your own counters (nothing bad is ever counted for {', '.join(custom)})"] if custom else []
+
+
+def check(spec: ModelRolloutSpec, assumed: Assumptions, accuracies: Sequence[float]) -> None:
+    """Raises Unlikely where these candidates cannot be, or an option is missing or would change nothing."""
+    _check_together(spec, assumed, accuracies)
+    sure, keeps = assumed.auroc is not None or assumed.curve is not None, keeps_by_confidence(spec)
+    if sure and not keeps:
+        raise Unlikely(
+            "the manifest keeps every answer (neither fallback.confidence nor autoConfidence), so how sure the candidate "
+            "is changes nothing; leave --auroc and --confidence-curve out"
+        )
+    if keeps and not sure:
+        raise Unlikely(
+            "the manifest keeps answers by their confidence (fallback.confidence or autoConfidence); say how well that "
+            "tells right from wrong, with --auroc or --confidence-curve"
+        )
+    fixed = spec.fallback.confidence
+    if fixed is not None and fixed not in EDGES:
+        below, above = (
+            max(e for e in EDGES if e < fixed),
+            min((e for e in EDGES if e > fixed), default=EDGES[-1]),
+        )
+        raise Unlikely(
+            f"fallback.confidence: {fixed:g} lies inside a bin of the counters and is not simulated; try {below:g} "
+            f"and {above:g}"
+        )
+    for accuracy in accuracies:
+        if assumed.curve is not None and abs(assumed.curve.overall - accuracy) > ROUNDING:
+            raise Unlikely(
+                f"the curve of confidence is of a candidate right in {assumed.curve.overall:.4g}, not {accuracy:g}; give "
+                "that --accuracy alone, or --auroc instead of the curve"
+            )
+        if assumed.auroc is not None and not 0 < accuracy < 1:
+            raise Unlikely(f"--accuracy {accuracy:g}: --auroc needs both right and wrong answers")
+
+
+def _check_together(spec: ModelRolloutSpec, assumed: Assumptions, accuracies: Sequence[float]) -> None:
+    drawn = Drawn.of(spec)
+    given = {
+        "--discordance": assumed.discordance,
+        "--agreement": assumed.agreement,
+        "--agreed-accuracy": assumed.agreed_accuracy,
+    }
+    said = [name for name, value in given.items() if value is not None]
+    if said and not (drawn.pairs or drawn.strata):
+        raise Unlikely(
+            f"{' and '.join(said)} would change nothing: the manifest judges no margin by pairs and draws no labels by "
+            "stratum; leave it out"
+        )
+    if assumed.agreed_accuracy is not None and (assumed.agreement is None or assumed.discordance is not None):
+        raise Unlikely("--agreed-accuracy goes with --agreement, and instead of --discordance")
+    if said == ["--agreement"] and not drawn.strata:
+        raise Unlikely(
+            "--agreement alone changes nothing for pairs; give --discordance, or --agreed-accuracy beside it"
+        )
+    for accuracy in accuracies if said else ():
+        why = assumed.together(accuracy).refusal(accuracy, assumed.control_accuracy)
+        if why is not None:
+            raise Unlikely(f"{' and '.join(said)}: {why}")
 
 
 def label_rate_of(spec: ModelRolloutSpec, rps: float) -> float:
@@ -121,9 +207,11 @@ def scenario(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float) -> S
             cost_usd=assumed.cost_usd,
         ),
         control=Behaviour(
-            accuracy=assumed.control_accuracy, errors=assumed.control_error_rate, cost_usd=0.04
+            accuracy=assumed.control_accuracy, errors=assumed.control_error_rate, cost_usd=CONTROL_USD
         ),
         label_rate=assumed.label_rate,
+        together=assumed.together(accuracy),
+        sureness=assumed.sureness(accuracy),
         mirrored_labels=spec.analysis.labels.pool == "mirrored",
         tick_seconds=assumed.tick_seconds,
         horizon_hours=assumed.horizon_seconds / 3600.0,
@@ -139,9 +227,15 @@ def tell(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float, runs: in
 
 
 def limit_of(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float) -> Limit | None:
-    """Wald's bound for the accuracy gate; None without one, or exactly on its limit."""
+    """Wald's bound for the accuracy gate, with labels drawn alike of all answers; None without one, exactly on its limit,
+    or where only the answers that are sure enough count."""
     gate = next((g for g in named_gates(spec) if g.metric == "accuracy" and g.gate.limit), None)
-    if gate is None or gate.gate.limit in (None, accuracy) or not 0 < accuracy < 1:
+    if (
+        gate is None
+        or gate.gate.limit in (None, accuracy)
+        or not 0 < accuracy < 1
+        or keeps_by_confidence(spec)
+    ):
         return None
     limit = float(gate.gate.limit or 0.0)
     kind: Literal["certify", "catch"] = "certify" if accuracy > limit else "catch"
@@ -169,6 +263,8 @@ class _Labels:
 
     def saw(self, look: Look) -> None:
         self._total += look.events[[Col.RIGHT, Col.WRONG, Col.MISSING]].sum(axis=0)
+        # Labels by stratum stand beside the plain ones.
+        self._total += look.hourly[STRATUM_LABELS].sum(axis=0)
         moved = np.flatnonzero(look.step > self._step)
         self.at_entry[look.step[moved], moved] = self._total[moved]
         self._step = look.step.copy()

@@ -334,6 +334,7 @@ RIGHT = [
     pytest.param("trainingrun.yaml", "TrainingRun", {"spec.trial": {**TRIAL, "resumeFrom": "t01-r0-0"}}, id="trial"),
     pytest.param("modelrollout.yaml", "ModelRollout", {}, id="minimal rollout"),
     pytest.param("production.yaml", "ModelRollout", {}, id="full rollout"),
+    pytest.param("modelrollout-deferring.yaml", "ModelRollout", {}, id="rollout that defers"),
     pytest.param(
         "modelrollout.yaml",
         "ModelRollout",

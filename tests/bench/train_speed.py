@@ -148,7 +148,7 @@ def _judge(turns: Turns, reached: dict[str, dict[str, Any]]) -> int:
 
 
 def _median(turns: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(one[name] for one in turns)
+    return float(statistics.median(one[name] for one in turns))
 
 
 def _ratios(turns: dict[str, list[dict[str, Any]]], way: str, name: str) -> list[float]:

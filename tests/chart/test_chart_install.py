@@ -124,8 +124,7 @@ def test_the_operator_may_do_its_work(release: Release) -> None:
         ("create", "jobs", "batch"),
         ("delete", "deployments", "apps"),
         ("update", "configmaps", ""),
-        ("delete", "services", ""),
-        ("patch", "services", ""),
+        *((verb, "services", "") for verb in ("get", "create", "patch", "delete")),
         ("get", "persistentvolumeclaims", ""),
         ("get", "pods/log", ""),
         ("create", "events", ""),
@@ -156,6 +155,10 @@ def test_the_operator_may_not_do_more(release: Release) -> None:
         ("delete", "trainingruns", "cutover.dev", SPACE),
         ("create", "roles", "rbac.authorization.k8s.io", SPACE),
         ("list", "configmaps", "", "default"),
+        ("deletecollection", "configmaps", "", SPACE),
+        ("list", "services", "", SPACE),
+        ("watch", "services", "", SPACE),
+        ("update", "services", "", SPACE),
         ("create", "leases", "coordination.k8s.io", "cutover-other"),
     ]
     for verb, resource, group, space in may_not:

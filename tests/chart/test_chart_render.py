@@ -399,6 +399,21 @@ def test_roles_have_no_wildcard_and_no_secret(variant: str) -> None:
             assert "pods/exec" not in rule["resources"]
 
 
+@variants
+def test_what_the_operator_may_do_to_services_and_config_maps_stands_apart(variant: str) -> None:
+    """Config maps need more verbs than services, and nothing may come to share their rule."""
+    roles = [
+        d
+        for d in rendered(*VARIANTS[variant])
+        if d["kind"] in ("Role", "ClusterRole") and "-operator" in d["metadata"]["name"]
+    ]
+    for role in (role for role in roles if "lease" not in role["metadata"]["name"]):
+        found = {tuple(rule["resources"]): set(rule["verbs"]) for rule in role["rules"]}
+        assert found["services",] == {"get", "create", "patch", "delete"}
+        assert found["configmaps",] == {"get", "list", "watch", "create", "patch", "update", "delete"}
+        assert sum("configmaps" in resources or "services" in resources for resources in found) == 2
+
+
 def test_a_gateway_sees_its_own_route_only() -> None:
     for name in ("assess", "second"):
         (rule,) = find(rendered(*VARIANTS["full"]), "Role", f"{name}-gateway")["rules"]

@@ -9,15 +9,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutover.api.modelrollout import ModelRolloutSpec
+from cutover.selective import auroc
 from cutover_cli.arguments import parser
 from cutover_cli.chart import HEIGHT, WIDTH, Axis, Line, line_chart
 from cutover_cli.main import main
 from cutover_cli.manifest import read_manifest
+from cutover_cli.sureness import CurveError, by_auroc, from_curve
 from cutover_cli.worlds import Assumptions, label_rate_of, limit_of, slow_share, tick_of
+from cutover_operator.rollout.threshold import EDGES
+from cutover_operator.simulation import Together
 from fakes.rollout_town import rollout_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +128,161 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.
     assert "No such file" in simulated(capsys, "--accuracy", "0.97", *QUICK, "--picture", nowhere, code=1)
 
 
+# ---------------------------------------------------------------- pairs, strata, confidence
+def manifest(tmp_path: Path, **changes: object) -> str:
+    """The example, changed: gates, analysis, fallback."""
+    document = yaml.safe_load(Path(EXAMPLE).read_text())
+    document["spec"].update(changes)
+    path = tmp_path / "rollout.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+MARGIN = {"gates": [{"metric": "accuracy", "margin": 0.02}, {"metric": "errorRate", "limit": 0.05}]}
+STRATA = {"analysis": {"labels": {"strata": "disagreement"}}}
+AUTO = {"fallback": {"autoConfidence": True}}
+CURVE = "confidence,share,accuracy\n0,0.1,0.4\n0.9,0.3,0.9\n0.99,0.6,0.98\n"
+
+
+def test_a_margin_is_simulated_by_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "-f", manifest(tmp_path, **MARGIN), "--accuracy", "0.94", "0.8", *QUICK]
+    assert main([*words, "--discordance", "0.14"]) == 0
+    text = capsys.readouterr().out
+    assert row(text, "promoted").split()[1:] == ["100.0", "%", "0.0", "%"]
+    assert row(text, "rolled back").split()[2:] == ["0.0", "%", "100.0", "%"]
+    assert "8 %, 6 %" in row(text, "only the candidate right, only the control")
+    assert "Not simulated" not in text
+    # The more alike both err, the less the pairs that agree cost.
+    near = simulated_hours(capsys, [*words[:4], "0.93", *QUICK, "--runs", "40", "--discordance", "0.03"])
+    far = simulated_hours(capsys, [*words[:4], "0.93", *QUICK, "--runs", "40", "--discordance", "0.14"])
+    assert near < far
+
+
+def simulated_hours(capsys: pytest.CaptureFixture[str], words: list[str]) -> float:
+    assert main(words) == 0
+    said = row(capsys.readouterr().out, "weight 50%").split()[4]
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?", said)
+    assert found, said
+    return 24 * int(found[1] or 0) + int(found[2] or 0)
+
+
+def test_strata_show_what_follows_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "-f", manifest(tmp_path, **STRATA), "--accuracy", "0.96", "0.8", *QUICK]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert row(text, "promoted").split()[1:] == ["100.0", "%", "0.0", "%"]
+    assert row(text, "the same answer of both").split()[-4:] == ["88.5", "%", "74.4", "%"]
+    assert main([*words[:4], "0.96", *QUICK, "--agreement", "0.9", "--agreed-accuracy", "0.99"]) == 0
+    # 0.96 of all = 0.9 x 0.99 + 0.1 x 0.69
+    assert "99 %, 69 %" in row(capsys.readouterr().out, "  candidate right there, elsewhere")
+
+
+def test_confidence_decides_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Right in 0.85 of all and sure of it: with a threshold the answers kept meet 0.9, without one they cannot."""
+    path, picture = manifest(tmp_path, **AUTO), tmp_path / "power.svg"
+    words = ["simulate", "-f", path, "--accuracy", "0.85", *QUICK, "--auroc", "0.9"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert row(text, "promoted").split()[1] == "100.0"
+    assert 0.3 <= float(row(text, "threshold at the end").split()[-1]) < 0.999
+    assert 50 <= float(row(text, "its answers kept").split()[-2]) <= 97
+    many = ["simulate", "-f", path, "--accuracy", "0.8", "0.85", "0.9", "0.95", *QUICK, "--auroc", "0.9"]
+    assert main([*many, "--picture", str(picture)]) == 0
+    assert "THRESHOLD" in capsys.readouterr().out
+    names = [text.text for text in ElementTree.parse(picture).getroot().iter(f"{SVG}text")]
+    assert {"answers kept", "% of runs; kept: % of answers"} <= set(names)
+
+
+def test_a_measured_curve_of_confidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text(CURVE)
+    words = ["simulate", "-f", manifest(tmp_path, fallback={"confidence": 0.9}), *QUICK]
+    words += ["--confidence-curve", str(curve)]
+    assert main([*words, "--accuracy", "0.898"]) == 0
+    text = capsys.readouterr().out
+    assert row(text, "threshold at the end").split()[-1] == "0.9"
+    # Of the 98 % that are no errors 90 % are sure enough.
+    assert row(text, "its answers kept").split()[-2] == "88"
+    assert main([*words, "--accuracy", "0.95"]) == 1
+    assert "right in 0.898, not 0.95" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("edge,share\n", "line 1: expected the header confidence,share,accuracy"),
+        ("confidence,share,accuracy\n0.9,1\n", "line 2: expected three numbers"),
+        ("confidence,share,accuracy\n0.91,1,0.9\n", "line 2: confidence 0.91 is no lower edge"),
+        ("confidence,share,accuracy\n0.9,1,1.9\n", "line 2: share and accuracy must lie"),
+        ("confidence,share,accuracy\n0.9,0.5,0.9\n0.9,0.5,0.9\n", "line 3: confidence 0.9 is named twice"),
+        ("confidence,share,accuracy\n0.9,0.5,0.9\n", "the shares add up to 0.5"),
+    ],
+)
+def test_a_curve_that_cannot_be_is_refused(text: str, said: str) -> None:
+    with pytest.raises(CurveError, match=re.escape(said)):
+        from_curve(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "said"),
+    [
+        ({}, ["--discordance", "0.1"], "--discordance would change nothing"),
+        ({}, ["--auroc", "0.8"], "leave --auroc and --confidence-curve out"),
+        (AUTO, [], "with --auroc or --confidence-curve"),
+        ({"fallback": {"confidence": 0.87}}, ["--auroc", "0.8"], "try 0.85 and 0.9"),
+        (MARGIN, ["--discordance", "0.5"], "between 0.01 and 0.15"),
+        (MARGIN, ["--agreement", "0.8"], "alone changes nothing for pairs"),
+        (STRATA, ["--agreed-accuracy", "0.9"], "goes with --agreement"),
+        (STRATA, ["--agreement", "0.2"], "agree on between"),
+        (AUTO, ["--confidence-curve", "nowhere.csv"], "nowhere.csv: No such file"),
+    ],
+)
+def test_assumptions_that_cannot_be_or_change_nothing_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    words: list[str],
+    said: str,
+) -> None:
+    path = manifest(tmp_path, **changes)
+    assert main(["simulate", "-f", path, "--accuracy", "0.93", *QUICK, *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+@given(st.floats(0.05, 0.99), st.floats(0.55, 0.97))
+def test_a_calibrated_confidence_has_the_accuracy_and_the_auroc_asked_for(
+    accuracy: float, area: float
+) -> None:
+    found = by_auroc(accuracy, area)
+    assert sum(found.shares) == pytest.approx(1.0)
+    assert found.overall == pytest.approx(accuracy, abs=1e-6)
+    edges = [*EDGES, 1.0]
+    for low, high, share, right in zip(edges[:-1], edges[1:], found.shares, found.accuracy, strict=True):
+        assert share < 1e-9 or low - 1e-6 <= right <= high + 1e-6
+    # Bins lose a little of the order inside them, most where nearly all answers fall into one.
+    right = [share * a for share, a in zip(found.shares, found.accuracy, strict=True)]
+    wrong = [share * (1 - a) for share, a in zip(found.shares, found.accuracy, strict=True)]
+    binned = auroc(right, wrong)
+    assert 0.5 - 1e-9 <= binned <= area + 1e-6
+    if 0.6 <= accuracy <= 0.95:
+        assert binned >= area - 0.04
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.none() | st.floats(0, 1), st.none() | st.floats(0, 1))
+def test_two_models_together_keep_their_accuracies(
+    mine: float, theirs: float, discordance: float | None, agreement: float | None
+) -> None:
+    together = Together(discordance, agreement)
+    both, one, other, alike, different = (float(v) for v in together.shares(mine, theirs))
+    assert min(both, one, other, alike, different) >= -1e-9
+    assert both + one + other + alike + different == pytest.approx(1.0)
+    assert both + one == pytest.approx(mine)
+    assert both + other == pytest.approx(theirs)
+    if together.refusal(mine, theirs) is None:
+        assert discordance is None or one + other == pytest.approx(discordance, abs=1e-8)
+        assert agreement is None or both + alike == pytest.approx(agreement, abs=1e-8)
+
+
 # ---------------------------------------------------------------- what is assumed
 def spec(**changes: object) -> ModelRolloutSpec:
     return ModelRolloutSpec.model_validate(rollout_spec(**changes))
@@ -206,7 +366,7 @@ def test_the_page_shows_commands_that_work(
 def test_the_pages_pictures_were_made_by_the_commands_beside_them() -> None:
     named = {parser().parse_args(command).picture: shlex.join(command) for command in shown()}
     pictures = {path: command for path, command in named.items() if path}
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     assert {ROOT / path for path in pictures} == set((ROOT / "docs/pictures").glob("*.svg"))
     for path, command in pictures.items():
         assert Path(path).name in PAGE.read_text().split(command, 1)[1]

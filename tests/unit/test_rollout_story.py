@@ -127,6 +127,36 @@ async def test_a_breach_after_the_promotion_rolls_back() -> None:
     assert (await route_of(town)).candidate is None
 
 
+async def test_a_ledger_that_does_not_fit_is_told_once_and_once_more_when_it_happens_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    town = await started()
+    await at_weight(town, 10)
+    revision = (await town.status())["ledger"]["revision"]
+    monkeypatch.setattr("cutover_operator.rollout.settle.SIZE_LIMIT_BYTES", 10)
+    town.candidate.errors = 0.05
+    status = await settle(town, 60)
+    told = [e for e in town.kube.all(EVENTS, NAMESPACE) if e["reason"] == "LedgerTooLarge"]
+    assert [event["count"] for event in told] == [1]
+    assert status["ledger"]["revision"] == revision
+    assert condition(status, "EvidenceLost") | {"lastTransitionTime": ""} == {
+        "type": "EvidenceLost",
+        "status": "False",
+        "reason": "LedgerTooLarge",
+        "message": "the evidence ledger outgrew its ConfigMap; the last checkpoint stays",
+        "observedGeneration": 1,
+        "lastTransitionTime": "",
+    }
+    monkeypatch.undo()
+    status = await settle(town, 3)
+    assert status["ledger"]["revision"] > revision
+    assert condition(status, "EvidenceLost")["reason"] == "Complete"
+    monkeypatch.setattr("cutover_operator.rollout.settle.SIZE_LIMIT_BYTES", 10)
+    await settle(town, 60)
+    told = [e for e in town.kube.all(EVENTS, NAMESPACE) if e["reason"] == "LedgerTooLarge"]
+    assert [event["count"] for event in told] == [1, 1]
+
+
 async def test_shared_incident_freezes_and_blames_nobody() -> None:
     town = await started()
     await at_weight(town, 25)

@@ -15,10 +15,17 @@ import pytest
 
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.contract import (
+    CONFIDENCE_BINS,
     COST,
     DURATION,
+    LABEL_CONFIDENCE,
+    LABEL_PAIRS,
+    LABEL_POOL,
+    LABEL_RESULTS,
+    LABEL_WEIGHT,
     LABELS_MATURED,
     LATENCY_EDGES_SECONDS,
+    PAIR_RESULTS,
     REQUESTS,
     ROLLOUT_NONE,
     ROUTE_GENERATION,
@@ -26,8 +33,19 @@ from cutover.contract import (
     SHADOW_DURATION,
     SHADOW_PAIRS,
 )
-from cutover_operator.simulation import Behaviour, Incident, LabelDelay, Scenario, simulate
+from cutover_operator.rollout.cohorts import STRATA
+from cutover_operator.rollout.threshold import EDGES
+from cutover_operator.simulation import (
+    Behaviour,
+    Incident,
+    LabelDelay,
+    Scenario,
+    Sureness,
+    Together,
+    simulate,
+)
 from cutover_operator.simulation.books import Col
+from cutover_operator.simulation.hours import MISSING, PAIRS, POOL, RIGHT, WEIGHT, WRONG
 from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK
 from cutover_operator.simulation.scenario import after, after_half
 from cutover_operator.simulation.walk import Look
@@ -73,7 +91,11 @@ class Replay(Town):
         mine = {**base, "arm": "candidate", "version": route.candidate.version}
         theirs = {**base, "arm": "control", "version": route.control.version}
         copies = {**base, "version": route.candidate.version}
-        self._arm(mine, e[Col.ANSWERED], e[Col.ERRORS], e[Col.SLOW], e[Col.COST])
+        deferred = float(look.deferred[self.run])
+        kept_from = int(look.kept_from[self.run])
+        if kept_from:
+            assert route.fallback_rules.confidence == EDGES[kept_from]
+        self._arm(mine, e[Col.ANSWERED], e[Col.ERRORS], e[Col.SLOW], e[Col.COST], deferred)
         self._arm(theirs, e[Col.CONTROL_ANSWERED], e[Col.CONTROL_ERRORS], e[Col.CONTROL_SLOW], 0.0)
         good = e[Col.MIRRORED] - e[Col.MIRRORED_ERRORS]
         self._add_all(SHADOW_PAIRS, copies, {"agree": good, "error": e[Col.MIRRORED_ERRORS]}, "agreement")
@@ -92,11 +114,31 @@ class Replay(Town):
             self._add_all(
                 SATISFACTION, database, dict(zip(("up", "down"), (e[c] for c in votes), strict=True)), "score"
             )
+        self._bets_and_confidence({k: v for k, v in copies.items() if k != "gateway"}, look)
         self._add("claims_total", e[Col.ANSWERED], instance=pod)
         self._add("appeals_total", e[Col.BAD], instance=pod)
 
-    def _arm(self, own: dict[str, str], n: float, errors: float, slow: float, usd: float) -> None:
-        self._add_all(REQUESTS, own, {"ok": n - errors, "error": errors}, "outcome")
+    def _bets_and_confidence(self, own: dict[str, str], look: Look) -> None:
+        """What the database says beside plain labels. Labels drawn alike are the whole of their own pool."""
+        hourly, every = look.hourly[:, self.run], {**own, "field": "overall"}
+        alike = look.events[[Col.RIGHT, Col.WRONG, Col.MISSING], self.run].sum()
+        for metric, part in ((LABEL_POOL, POOL), (LABEL_WEIGHT, WEIGHT)):
+            counts = dict(zip(STRATA, (float(v) for v in hourly[part]), strict=True))
+            self._add_all(metric, own, {**counts, "all": float(alike)}, "stratum")
+        for result, part in zip(LABEL_RESULTS, (RIGHT, WRONG, MISSING), strict=True):
+            drawn = dict(zip(STRATA[1:], (float(v) for v in hourly[part][1:]), strict=True))
+            self._add_all(LABELS_MATURED, {**every, "arm": "candidate", "result": result}, drawn, "stratum")
+        told = dict(zip(PAIR_RESULTS, (float(v) for v in hourly[PAIRS]), strict=True))
+        self._add_all(LABEL_PAIRS, every, told, "result")
+        for result, bins in zip(LABEL_RESULTS, look.sure[:, :, self.run], strict=True):
+            sure = dict(zip(CONFIDENCE_BINS[1:], (float(v) for v in bins), strict=True))
+            self._add_all(LABEL_CONFIDENCE, {**every, "result": result}, sure, "bin")
+
+    def _arm(
+        self, own: dict[str, str], n: float, errors: float, slow: float, usd: float, deferred: float = 0.0
+    ) -> None:
+        outcomes = {"ok": n - errors - deferred, "error": errors, "deferred": deferred}
+        self._add_all(REQUESTS, own, outcomes, "outcome")
         self._histogram(DURATION, own, n, slow)
         self._add(COST, usd, **own)
 
@@ -123,13 +165,28 @@ class Replay(Town):
         raise AssertionError("the operator does not come to rest")
 
 
-def spec_of(gates: list[dict[str, Any]], steps: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    # Simulated labels are of answers that were served or mirrored by the step: a margin is judged by sums, not by pairs.
-    labels = {"perHour": 100_000, "deadline": "2h", "pool": "served"}
+def spec_of(
+    gates: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    pool: str = "served",
+    strata: str = "none",
+    **more: Any,
+) -> dict[str, Any]:
+    labels = {"perHour": 100_000, "deadline": "2h", "pool": pool, "strata": strata}
     return {"gates": gates, "steps": steps, "analysis": {"interval": "30s", "labels": labels}, **more}
 
 
 GOOD = Behaviour(accuracy=0.95, errors=0.02)
+PAST_THE_HOUR = START % 3600.0
+MARGIN = [{"metric": "accuracy", "limit": 0.85, "margin": 0.03}, TWO[1]]
+ONLY_MARGIN = [{"metric": "accuracy", "margin": 0.03}, TWO[1]]
+BOTH = Scenario(mirrored_labels=True, past_the_hour_seconds=PAST_THE_HOUR, rps=1.0)
+TOGETHER = Together(discordance=0.1, agreement=0.86)
+SURE = Sureness(
+    shares=tuple([0.1, *[0.0] * 8, 0.2, *[0.0] * 4, 0.4, 0.0, 0.3]),
+    accuracy=tuple([0.5, *[0.0] * 8, 0.8, *[0.0] * 4, 0.97, 0.0, 0.99]),
+)
+AUTO = {"autoConfidence": True}
 HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
     "good": (spec_of(TWO, LIVE), Scenario(candidate=GOOD)),
     "bad": (spec_of(TWO, LIVE), Scenario(candidate=Behaviour(accuracy=0.83))),
@@ -168,6 +225,49 @@ HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
         Scenario(
             rps=0.5, candidate=Behaviour(after(40.0, 0.91, 0.8)), tick_seconds=1800.0, horizon_hours=90.0
         ),
+    ),
+    "pairs, good": (
+        spec_of(MARGIN, LIVE, "mirrored"),
+        replace(BOTH, candidate=Behaviour(0.94), control=Behaviour(0.92), together=TOGETHER),
+    ),
+    "pairs, worse than the control": (
+        spec_of(ONLY_MARGIN, SHADOWED),
+        replace(
+            BOTH,
+            mirrored_labels=False,
+            rps=2.0,
+            candidate=Behaviour(0.85),
+            control=Behaviour(0.95),
+            label_rate=0.2,
+        ),
+    ),
+    "pairs, later worse, over many epochs": (
+        spec_of(ONLY_MARGIN, LIVE, "mirrored"),
+        replace(
+            BOTH,
+            candidate=Behaviour(after(30.0, 0.94, 0.8)),
+            control=Behaviour(0.92),
+            label_delay=LabelDelay(0.4, 0.6),
+            tick_seconds=1200.0,
+        ),
+    ),
+    "strata, good": (
+        spec_of(TWO, LIVE, "mirrored", "disagreement"),
+        replace(BOTH, candidate=GOOD, together=TOGETHER, label_delay=LabelDelay(0.4, 0.5)),
+    ),
+    "strata, drift": (
+        spec_of(TWO, LIVE, "mirrored", "disagreement"),
+        replace(
+            BOTH, candidate=Behaviour(after_half(0.95, 0.8, 6.0)), horizon_hours=60.0, scrapes_missing=0.0
+        ),
+    ),
+    "sure answers kept": (
+        spec_of(TWO, LIVE, "mirrored", fallback=AUTO),
+        replace(BOTH, sureness=SURE, control=Behaviour(0.92, cost_usd=0.04)),
+    ),
+    "a fixed confidence and pairs": (
+        spec_of(MARGIN, SHADOWED, "mirrored", fallback={"confidence": 0.93}),
+        replace(BOTH, sureness=SURE, control=Behaviour(0.92), together=TOGETHER),
     ),
 }
 

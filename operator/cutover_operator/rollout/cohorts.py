@@ -64,14 +64,18 @@ def strata_seen(cohorts: Cohorts, field: str) -> StrataSeen:
     right, wrong, missing = (
         cohorts.table(f"labels/{field}/{{}}/{result}").sum(axis=1) for result in ("right", "wrong", "missing")
     )
+    value = float(estimated(pool, right, wrong, missing))
+    drawn = right + wrong + missing
+    return StrataSeen(None if np.isnan(value) else value, float(drawn.sum()), float(missing.sum()))
+
+
+def estimated(pool: Floats, right: Floats, wrong: Floats, missing: Floats) -> Floats:
+    """The accuracy over all requests of the pool, shapes `(strata, ...)` in and `(...)` out; NaN without labels."""
     drawn = right + wrong + missing
     known = (drawn > 0) & (pool > 0)
-    value = (
-        float((pool * right / np.maximum(drawn, 1.0))[known].sum() / pool[known].sum())
-        if known.any()
-        else None
-    )
-    return StrataSeen(value, float(drawn.sum()), float(missing.sum()))
+    whole = np.where(known, pool, 0.0).sum(axis=0)
+    found = np.where(known, pool * right / np.maximum(drawn, 1.0), 0.0).sum(axis=0)
+    return np.asarray(np.where(whole > 0, found / np.maximum(whole, 1.0), np.nan))
 
 
 def strata_wealth(cohorts: Cohorts, field: str, p0: float, side: Side) -> float:

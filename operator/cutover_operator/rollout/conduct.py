@@ -13,7 +13,7 @@ from cutover_operator.conditions import timestamp
 from cutover_operator.evidence.ledger import Totals
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.counts import answered, shadow_counts
-from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title
+from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title, too_large
 from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
 from cutover_operator.rollout.gates import EXCUSABLE, advance_names, named_gates
@@ -77,7 +77,8 @@ def confirm(d: Draft) -> bool:
 def evidence_lost(d: Draft) -> bool:
     """Without the counts so far there is no verdict; they are never begun again at zero by themselves."""
     if d.ledger is not None:
-        d.condition("EvidenceLost", "False", "Complete")
+        if not too_large(d):
+            d.condition("EvidenceLost", "False", "Complete")
         return False
     problem = d.evidence_problem or "there is no evidence ledger"
     message = f"{problem}; holding at weight {d.status.weight}%, request retry or abort"

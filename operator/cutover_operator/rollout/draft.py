@@ -37,6 +37,8 @@ CONDITIONS = (
 )
 STEPS_KEPT = 64
 RUNNING = ("Progressing", "Holding", "Frozen")
+TOO_LARGE = "LedgerTooLarge"
+"""Reason of a condition EvidenceLost that is False: nothing is lost yet, and no checkpoint can be kept any more."""
 
 
 def stamp(now: datetime) -> str:
@@ -291,3 +293,9 @@ class Draft:
             and at is not None
             and self.now >= at + timedelta(seconds=to_seconds(duration))
         )
+
+
+def too_large(d: Draft) -> bool:
+    """Whether the last checkpoint that was tried did not fit."""
+    known = d.conditions.get("EvidenceLost")
+    return known is not None and known.status == "False" and known.reason == TOO_LARGE

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from cutover.api.modelrollout import GatewayReport
 from cutover.contract import ROLLOUT_NONE
 from cutover.route import Arm, Route
-from cutover_operator.evidence.ledger import Ledger
+from cutover_operator.evidence.ledger import LEDGER_KEY, Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
@@ -20,7 +20,15 @@ from cutover_operator.rollout.accuracy import by_stratum
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.counts import stratum_pairs
 from cutover_operator.rollout.deferring import confidence_in_force
-from cutover_operator.rollout.draft import CONDITIONS, RUNNING, Draft, parsed, step_title
+from cutover_operator.rollout.draft import (
+    CONDITIONS,
+    RUNNING,
+    TOO_LARGE,
+    Draft,
+    parsed,
+    step_title,
+    too_large,
+)
 from cutover_operator.rollout.gates import steps_hash
 from cutover_operator.rollout.news import is_news
 from cutover_operator.rollout.report import write_report
@@ -83,13 +91,14 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
         ledger = ledger.at_revision(stored.revision)
     ledger = ledger.stamped(now)
     obj = to_config_map(ledger, draft.owner, draft.world.evidence.config_map)
-    if len(obj["data"]["ledger.json"]) > SIZE_LIMIT_BYTES:
-        draft.notice(
-            "LedgerTooLarge",
-            "the evidence ledger outgrew its ConfigMap; the last checkpoint stays",
-            "Warning",
-        )
+    if len(obj["data"][LEDGER_KEY]) > SIZE_LIMIT_BYTES:
+        message = "the evidence ledger outgrew its ConfigMap; the last checkpoint stays"
+        if not too_large(draft):
+            draft.notice(TOO_LARGE, message, "Warning", str(ledger.revision))
+        draft.condition("EvidenceLost", "False", TOO_LARGE, message)
         return
+    if too_large(draft):
+        draft.condition("EvidenceLost", "False", "Complete")
     before.append(Swap(obj))
     draft.ledger = ledger
     draft.set(ledger=draft.ledger_ref(ledger))

@@ -13,6 +13,8 @@ from cutover_operator.simulation.scenario import (
     LabelDelay,
     Moment,
     Scenario,
+    Sureness,
+    Together,
     after,
     diurnal,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "Outcome",
     "Scenario",
     "Summary",
+    "Sureness",
+    "Together",
     "after",
     "diurnal",
     "simulate",

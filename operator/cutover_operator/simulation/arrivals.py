@@ -7,15 +7,53 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cutover.api.modelrollout import ModelRolloutSpec
+from cutover_operator.rollout import strata
+from cutover_operator.rollout.accuracy import by_stratum, has_pairs
+from cutover_operator.rollout.threshold import EDGES
 from cutover_operator.simulation.books import Col, Floats
+from cutover_operator.simulation.hours import PAIRS, Hourly
 from cutover_operator.simulation.scenario import Behaviour, Incident, Moment, Scenario, level
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What labels are drawn for beside plain sums."""
+
+    pairs: bool = False
+    """A margin is judged by requests that both models answer."""
+    strata: bool = False
+    """Requests on which the models differ are drawn more often."""
+
+    @classmethod
+    def of(cls, spec: ModelRolloutSpec) -> Drawn:
+        margin = any(g.metric == "accuracy" and g.margin is not None for g in spec.gates)
+        return cls(margin and has_pairs(spec), by_stratum(spec))
+
+
+ALIKE = Drawn()
+
+
+@dataclass(frozen=True, slots=True)
+class _Matured:
+    """What a tick's requests add when their label deadline passes."""
+
+    labels: Floats
+    """(6, runs): right, wrong and missing of the candidate, then of the control."""
+    hourly: Floats
+    sure: Floats
+
+    @classmethod
+    def nothing(cls, runs: int) -> _Matured:
+        return cls(np.zeros((6, runs)), np.zeros((len(Hourly), runs)), np.zeros((3, len(EDGES), runs)))
 
 
 class Source(Protocol):
@@ -24,6 +62,21 @@ class Source(Protocol):
     def tick(self, moment: Moment, shadow: Floats) -> Floats:
         """Events of a tick, shape `(columns, runs)`: labels are those that matured. `shadow` is the share of the
         control's requests that is mirrored."""
+        ...
+
+    @property
+    def hourly(self) -> Floats:
+        """What matured in the last tick for bets by the hour, shape `(len(Hourly), runs)`."""
+        ...
+
+    @property
+    def sure(self) -> Floats:
+        """Labels that matured in the last tick by result and bin of confidence, shape `(3, len(EDGES), runs)`."""
+        ...
+
+    @property
+    def deferred(self) -> Ints:
+        """Answers of the candidate in the last tick that were not sure enough to be kept."""
         ...
 
     @property
@@ -43,15 +96,31 @@ class Source(Protocol):
 
 
 class Arrivals:
-    """The source that draws a scenario."""
+    """The source that draws a scenario, with labels of the kind that the rollout draws.
+
+    Raises ValueError where people who err would have to judge both models of a request, or one by its confidence: what an
+    error does to both is not modelled.
+    """
 
     def __init__(
-        self, scenario: Scenario, runs: int, rng: np.random.Generator, deadline_seconds: float
+        self,
+        scenario: Scenario,
+        runs: int,
+        rng: np.random.Generator,
+        deadline_seconds: float,
+        drawn: Drawn = ALIKE,
     ) -> None:
-        self.scenario, self.runs, self.rng = scenario, runs, rng
+        self.scenario, self.runs, self.rng, self._by = scenario, runs, rng, drawn
+        if scenario.reviewers_wrong and (drawn != ALIKE or scenario.sureness is not None):
+            raise ValueError(
+                "reviewers_wrong: simulated only where labels are drawn alike and every answer is kept"
+            )
         self.deadline_hours = deadline_seconds / 3600.0
         wait = max(1, math.ceil(deadline_seconds / scenario.tick_seconds))
-        self._waiting: deque[Floats] = deque([np.zeros((6, runs)) for _ in range(wait)])
+        self._own = _Matured.nothing(runs)
+        self._waiting: deque[_Matured] = deque([_Matured.nothing(runs) for _ in range(wait)])
+        self.hourly, self.sure = self._own.hourly, self._own.sure
+        self.deferred = np.zeros(runs, dtype=np.int64)
         self._until = [np.full(runs, -np.inf) for _ in scenario.incidents]
         self.control_down = np.zeros(runs, dtype=bool)
         self.drawn = np.zeros(runs, dtype=np.int64)
@@ -66,7 +135,9 @@ class Arrivals:
         mine = rng.binomial(n, moment.weight)
         errors, right, wrong = self._arm(out, scenario.candidate, moment, mine, active, "candidate")
         c_errors, _, _ = self._arm(out, scenario.control, moment, n - mine, active, "control")
-        self.bad_answers = errors + wrong
+        self.bad_answers = errors + self._kept(wrong, moment)
+        self.deferred = (right + wrong).sum(axis=0) - self._kept(right + wrong, moment)
+        out[Col.COST] += self.deferred * level(scenario.control.cost_usd, moment)
         mirrored = rng.binomial(n - mine, shadow)
         m_errors = rng.binomial(mirrored, self._errors(scenario.candidate, moment, active, "candidate"))
         out[Col.MIRRORED], out[Col.MIRRORED_ERRORS] = mirrored, m_errors
@@ -83,10 +154,10 @@ class Arrivals:
         active: list[NDArray[np.bool_]],
         arm: str,
     ) -> tuple[Ints, Ints, Ints]:
-        """(errors, right, wrong) of an arm's live answers."""
+        """(errors, right, wrong) of an arm's live answers, right and wrong by bin of confidence, `(bins, runs)`."""
         rng, mine = self.rng, arm == "candidate"
         errors = rng.binomial(n, self._errors(how, moment, active, arm))
-        right = rng.binomial(n - errors, level(how.accuracy, moment))
+        right, wrong = self._answers(n - errors, how, moment, mine)
         slow = rng.binomial(n, level(how.slow, moment))
         votes = rng.binomial(n, self.scenario.vote_rate)
         down = rng.binomial(votes, level(how.thumbs_down, moment))
@@ -100,7 +171,23 @@ class Arrivals:
         else:
             out[[Col.CONTROL_ANSWERED, Col.CONTROL_ERRORS, Col.CONTROL_SLOW]] = n, errors, slow
             out[[Col.CONTROL_UP, Col.CONTROL_DOWN]] = votes - down, down
-        return errors, right, n - errors - right
+        return errors, right, wrong
+
+    def _answers(self, n: Ints, how: Behaviour, moment: Moment, mine: bool) -> tuple[Ints, Ints]:
+        """(right, wrong) of n valid answers, shape `(bins, runs)`: one bin where confidence plays no part."""
+        sureness = self.scenario.sureness
+        if sureness is None or not mine:
+            right = self.rng.binomial(n, level(how.accuracy, moment))[None]
+            return right, n - right
+        bins = self.rng.multinomial(n, sureness.shares).T
+        right = self.rng.binomial(bins, np.asarray(sureness.accuracy)[:, None])
+        return right, bins - right
+
+    def _kept(self, bins: Ints, moment: Moment) -> Ints:
+        """How many of the answers `(bins, runs)` are sure enough to be kept."""
+        if len(bins) == 1 or moment.kept_from is None:
+            return np.asarray(bins.sum(axis=0))
+        return np.asarray(np.where(np.arange(len(bins))[:, None] >= moment.kept_from, bins, 0).sum(axis=0))
 
     def _errors(
         self, how: Behaviour, moment: Moment, active: list[NDArray[np.bool_]], arm: str
@@ -136,27 +223,98 @@ class Arrivals:
     ) -> None:
         """Draw labels of answers that are no errors; give back those that are due."""
         rng, scenario = self.rng, self.scenario
-        rate = scenario.label_rate
-        drawn_right, drawn_wrong = rng.binomial(right, rate), rng.binomial(wrong, rate)
+        self._own = _Matured.nothing(self.runs)
+        own_right, own_wrong = (rng.binomial(part, scenario.label_rate) for part in (right, wrong))
         # A copy of a control's request tells about the candidate as much as a request of its own.
         copies = control if scenario.mirrored_labels else mirrored
-        copied = rng.binomial(copies, rate)
-        copied_right = rng.binomial(copied, level(scenario.candidate.accuracy, moment))
-        mine = self._judged(drawn_right + copied_right, drawn_wrong + copied - copied_right)
-        theirs = rng.binomial(control, rate)
-        theirs_right = rng.binomial(theirs, level(scenario.control.accuracy, moment))
-        self.drawn = drawn_right + drawn_wrong + copied
-        self._waiting.append(np.concatenate([mine, self._judged(theirs_right, theirs - theirs_right)]))
+        if self._by.strata:
+            self.drawn = self._by_stratum(moment, copies) + (own_right + own_wrong).sum(axis=0)
+            self._judge_alike(moment, own_right, own_wrong)
+        else:
+            copied = rng.binomial(copies, scenario.label_rate)
+            copied_right, copied_wrong = self._answers(copied, scenario.candidate, moment, True)
+            self.drawn = (own_right + own_wrong).sum(axis=0) + copied
+            self._judge_alike(moment, own_right + copied_right, own_wrong + copied_wrong)
+            theirs = rng.binomial(control, scenario.label_rate)
+            theirs_right = rng.binomial(theirs, level(scenario.control.accuracy, moment))
+            self._own.labels[3:] = self._judged(theirs_right, theirs - theirs_right)
+            if self._by.pairs:
+                self._pair(moment, self._kept(copied_right, moment), self._kept(copied_wrong, moment))
+        self._waiting.append(self._own)
         due = self._waiting.popleft()
-        out[[Col.RIGHT, Col.WRONG, Col.MISSING]] = due[:3]
-        out[[Col.CONTROL_RIGHT, Col.CONTROL_WRONG, Col.CONTROL_MISSING]] = due[3:]
+        out[[Col.RIGHT, Col.WRONG, Col.MISSING]] = due.labels[:3]
+        out[[Col.CONTROL_RIGHT, Col.CONTROL_WRONG, Col.CONTROL_MISSING]] = due.labels[3:]
+        self.hourly, self.sure = due.hourly, due.sure
+
+    def _judge_alike(self, moment: Moment, right: Ints, wrong: Ints) -> None:
+        """Labels of the candidate's answers that were drawn alike, by bin of confidence."""
+        judged = self._judged(right, wrong)
+        kept = np.stack([self._kept(part, moment) for part in judged])
+        self._own.labels[:3] = kept
+        if len(right) > 1:
+            self._own.sure[:] = judged
+        if self._by.strata:
+            whole = kept.sum(axis=0)
+            self._own.hourly[[Hourly.POOL_ALL, Hourly.WEIGHT_ALL]] = whole
+            self._own.hourly[[Hourly.RIGHT_ALL, Hourly.WRONG_ALL, Hourly.MISSING_ALL]] = kept
+
+    def _together(self, moment: Moment) -> Floats:
+        scenario = self.scenario
+        mine = (
+            level(scenario.candidate.accuracy, moment)
+            if scenario.sureness is None
+            else scenario.sureness.overall
+        )
+        return scenario.together.shares(mine, level(scenario.control.accuracy, moment))
+
+    def _pair(self, moment: Moment, right: Ints, wrong: Ints) -> None:
+        """What the control said where the candidate was right and where it was wrong. Confidence tells about the candidate
+        alone: among its right answers the control is right as often whatever the confidence."""
+        both, mine, theirs, alike, different = self._together(moment)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if_right = np.nan_to_num(both / (both + mine))
+            if_wrong = np.nan_to_num(theirs / (theirs + alike + different))
+        late_right, late_wrong = self._late()
+        missing = self.rng.binomial(right, late_right), self.rng.binomial(wrong, late_wrong)
+        right, wrong = right - missing[0], wrong - missing[1]
+        won, lost = self.rng.binomial(right, if_right), self.rng.binomial(wrong, if_wrong)
+        self._own.hourly[PAIRS] = np.stack([won, right - won, lost, wrong - lost, missing[0] + missing[1]])
+
+    def _by_stratum(self, moment: Moment, copies: Ints) -> Ints:
+        """Copies into the pool, and out of it to the people who label; how many of these there are."""
+        together = self._together(moment)
+        shares = together.reshape(5, -1).mean(axis=1)
+        agreed = shares[0] + shares[3]
+        chances = strata.probabilities((agreed, 1 - agreed), self.scenario.label_rate)
+        pooled = self.rng.binomial(copies, chances.max())
+        share = np.broadcast_to(together.reshape(5, -1).T, (self.runs, 5))
+        both, mine, theirs, alike, different = self.rng.multinomial(
+            pooled, share / share.sum(axis=1)[:, None]
+        ).T
+        drawn = np.zeros(self.runs, dtype=np.int64)
+        parts = ((1, both, alike), (2, mine, theirs + different))
+        for (row, right, wrong), pi in zip(parts, chances / chances.max(), strict=True):
+            judged = self._judged(self.rng.binomial(right, pi), self.rng.binomial(wrong, pi))
+            whole = judged.sum(axis=0)
+            self._own.hourly[Hourly.POOL_ALL + row] = right + wrong
+            self._own.hourly[Hourly.WEIGHT_ALL + row] = whole / pi
+            for first, counts in zip(
+                (Hourly.RIGHT_ALL, Hourly.WRONG_ALL, Hourly.MISSING_ALL), judged, strict=True
+            ):
+                self._own.hourly[first + row] = counts
+            drawn = drawn + whole.astype(np.int64)
+        return drawn
+
+    def _late(self) -> tuple[float, float]:
+        delay = self.scenario.label_delay
+        return (0.0, 0.0) if delay is None else delay.missing(self.deadline_hours)
 
     def _judged(self, right: Ints, wrong: Ints) -> Floats:
         """What people make of drawn answers by the deadline: right, wrong, missing."""
         rng, scenario = self.rng, self.scenario
         gone = np.zeros_like(right)
         if scenario.label_delay is not None:
-            late_right, late_wrong = scenario.label_delay.missing(self.deadline_hours)
+            late_right, late_wrong = self._late()
             gone_right, gone_wrong = rng.binomial(right, late_right), rng.binomial(wrong, late_wrong)
             right, wrong, gone = right - gone_right, wrong - gone_wrong, gone_right + gone_wrong
         if scenario.reviewers_wrong:

@@ -6,6 +6,7 @@ same limits, risks and floors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.rollout import gate_tests
-from cutover_operator.rollout.accuracy import pass_alpha
-from cutover_operator.rollout.gate_tests import Counts, Judged, Segments
+from cutover_operator.rollout.accuracy import by_stratum, has_pairs, pass_alpha
+from cutover_operator.rollout.gate_tests import Counts, Judged, Labels, Segments
 from cutover_operator.rollout.gates import (
     DEFAULT_RATIO_MARGIN,
     EXCUSABLE,
@@ -27,6 +28,7 @@ from cutover_operator.rollout.gates import (
 from cutover_operator.rollout.risk import spent
 from cutover_operator.rollout.verdict import certified_accuracy, certified_share
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
+from cutover_operator.simulation.hours import Bet, HourBooks
 
 _SHARES: dict[str, tuple[tuple[Col, Col], tuple[Col, Col] | None]] = {
     "errorRate": ((Col.ERRORS, Col.ANSWERED), (Col.MIRRORED_ERRORS, Col.MIRRORED)),
@@ -59,17 +61,20 @@ class Rules:
     deadline_seconds: Floats
     """Infinite where the step has none that rolls back."""
     mirrors: bool
+    bets: frozenset[Bet]
+    """What is judged by the hour: accuracy by stratum, and margins by pairs."""
 
     @classmethod
     def of(cls, spec: ModelRolloutSpec) -> Rules:
         gates, steps = named_gates(spec), spec.steps
+        floors = np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))])
         names = [advance_names(spec, step) for step in steps]
         return cls(
             spec=spec,
             gates=gates,
             excusable=np.asarray([[g.metric in EXCUSABLE] for g in gates]),
             wanted=np.asarray([[g.name in wanted for g in gates] for wanted in names]),
-            floors=np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))]),
+            floors=floors,
             weight=np.asarray([(s.weight or 0) / 100 for s in steps]),
             shadow=np.asarray([(s.shadow or 0) / 100 for s in steps]),
             min_requests=np.asarray([float(s.min_requests) for s in steps]),
@@ -81,6 +86,7 @@ class Rules:
                 ]
             ),
             mirrors=any(s.shadow is not None for s in steps),
+            bets=frozenset(_bets(spec, gates, floors)),
         )
 
     @property
@@ -99,34 +105,51 @@ def _floor(spec: ModelRolloutSpec, step: int, gate: NamedGate) -> float:
     return certified_share(spec, step, gate) if gate.metric in _SHARES else np.nan
 
 
+def _bets(spec: ModelRolloutSpec, gates: tuple[NamedGate, ...], floors: Floats) -> Iterator[Bet]:
+    for i, gate in enumerate(gates):
+        limit, margin = gate.gate.limit, gate.gate.margin
+        if gate.metric != "accuracy":
+            continue
+        if by_stratum(spec) and limit is not None:
+            yield Bet(False, limit, -1)
+            yield from (Bet(False, float(floor), 1) for floor in floors[:, i])
+        elif margin is not None and has_pairs(spec):
+            yield Bet(True, margin, -1)
+            yield Bet(True, margin, 1)
+
+
 def judge_all(
-    rules: Rules, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+    rules: Rules,
+    books: Books,
+    hours: HourBooks | None,
+    who: Ints,
+    step: Ints,
+    cost_wealth: Floats,
+    incident: Mask,
 ) -> tuple[NDArray[np.int8], Mask, Mask]:
     """(codes, shared, suspected) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
-    found = [_judge(rules, i, books, who, step, cost_wealth, incident) for i in range(len(rules.gates))]
+    found = [
+        _judge(rules, i, books, hours, who, step, cost_wealth, incident) for i in range(len(rules.gates))
+    ]
     codes = np.stack([j.code for j in found])
     return codes, np.stack([j.shared for j in found]), np.stack([j.suspected for j in found])
 
 
 def _judge(
-    rules: Rules, index: int, books: Books, who: Ints, step: Ints, cost_wealth: Floats, incident: Mask
+    rules: Rules,
+    index: int,
+    books: Books,
+    hours: HourBooks | None,
+    who: Ints,
+    step: Ints,
+    cost_wealth: Floats,
+    incident: Mask,
 ) -> Judged:
     gate = rules.gates[index]
     fail_alpha = gate.rollback_alpha if gate.rolls_back else 0.0
     floor = rules.floors[step, index]
     if gate.metric == "accuracy":
-        return gate_tests.judge_accuracy(
-            books.labels(who),
-            books.label_epochs(who),
-            books.k_of(who, fresh=False),
-            books.labels(who, control=True),
-            limit=gate.gate.limit,
-            floor=floor if gate.gate.limit is not None else None,
-            fail_alpha=fail_alpha,
-            pass_alpha=pass_alpha(rules.spec, gate),
-            margin=gate.gate.margin,
-            exact=False,
-        )
+        return _judge_accuracy(rules, gate, books, hours, who, floor, fail_alpha)
     if gate.metric == "cost":
         return gate_tests.judge_cost(
             books.totals[Col.ANSWERED, who],
@@ -145,6 +168,66 @@ def _judge(
             fail_alpha=fail_alpha,
         )
     return _judge_share(rules, gate, books, who, floor, fail_alpha, incident)
+
+
+def _judge_accuracy(
+    rules: Rules,
+    gate: NamedGate,
+    books: Books,
+    hours: HourBooks | None,
+    who: Ints,
+    floor: Floats,
+    fail_alpha: float,
+) -> Judged:
+    """As `rollout.accuracy.judged` chooses among the tests."""
+    spec, limit, margin = rules.spec, gate.gate.limit, gate.gate.margin
+    enough = pass_alpha(spec, gate)
+    if hours is not None and by_stratum(spec):
+        value, drawn, missing = hours.estimate(who)
+        log_pass = log_fail = None
+        if limit is not None:
+            log_pass, log_fail = np.zeros(len(who)), hours.wealth(Bet(False, limit, -1), books, who)
+            for one in np.unique(floor):
+                here = floor == one
+                log_pass[here] = hours.wealth(Bet(False, float(one), 1), books, who[here])
+        return gate_tests.judge_accuracy_bets(
+            Labels(drawn - missing, np.zeros_like(drawn), missing),
+            value=value,
+            limit=limit,
+            log_pass=log_pass,
+            log_fail=log_fail,
+            log_within=None,
+            log_below=None,
+            fail_alpha=fail_alpha,
+            pass_alpha=enough,
+        )
+    paired = hours is not None and margin is not None and has_pairs(spec)
+    total = books.labels(who)
+    found = gate_tests.judge_accuracy(
+        total,
+        books.label_epochs(who),
+        books.k_of(who, fresh=False),
+        books.labels(who, control=True),
+        limit=limit,
+        floor=floor if limit is not None else None,
+        fail_alpha=fail_alpha,
+        pass_alpha=enough,
+        margin=None if paired else margin,
+        exact=False,
+    )
+    if hours is None or margin is None or not paired:
+        return found
+    return gate_tests.judge_accuracy_bets(
+        total,
+        value=found.value,
+        limit=limit,
+        log_pass=found.log_e_pass,
+        log_fail=found.log_e_fail,
+        log_within=hours.wealth(Bet(True, margin, 1), books, who),
+        log_below=hours.wealth(Bet(True, margin, -1), books, who),
+        fail_alpha=fail_alpha,
+        pass_alpha=enough,
+    )
 
 
 def _judge_share(

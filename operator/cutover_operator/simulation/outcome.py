@@ -61,6 +61,10 @@ class Outcome:
     """Gate names by index, for `stopped_at`."""
     stopped_at: NDArray[np.int64]
     """Index of the gate that stopped the run; -1 none, or its deadline."""
+    kept: Floats
+    """Answers of the candidate that reached somebody."""
+    kept_from: NDArray[np.int64] | None = None
+    """Index in `rollout.threshold.EDGES` of the threshold in force at the end; None: every answer is kept."""
 
     @property
     def runs(self) -> int:

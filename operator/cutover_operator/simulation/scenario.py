@@ -27,6 +27,8 @@ class Moment:
     """Share of the requests the candidate answers."""
     since_half: Floats
     """Hours since the candidate first had half of the traffic; NaN before."""
+    kept_from: NDArray[np.int64] | None = None
+    """Lowest bin of confidence whose answers are kept; None: every answer is."""
 
 
 Level = float | Callable[[Moment], Floats | float]
@@ -69,6 +71,63 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """How the two models' answers to one request go together, beside their accuracies."""
+
+    discordance: float | None = None
+    """Share of requests on which exactly one of them is right; None: as if they erred independently, or as near to it as
+    the agreement allows."""
+    agreement: float | None = None
+    """Share of requests on which they say the same in every scored field; None: of the requests that both get wrong they
+    say the same on half."""
+
+    def shares(self, mine: Floats | float, theirs: Floats | float) -> Floats:
+        """Shares of (both right, only the candidate, only the control, both wrong alike, both wrong in different ways) at
+        these accuracies, shape `(5, ...)`. What no joint distribution allows is moved to the nearest one that exists;
+        `refusal` says so beforehand."""
+        p, q = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+        least, most = np.abs(p - q), np.minimum(p + q, 2 - p - q)
+        asked: Floats | float = p * (1 - q) + q * (1 - p) if self.discordance is None else self.discordance
+        if self.discordance is None and self.agreement is not None:
+            asked = np.clip(asked, p + q - 2 * self.agreement, 1 - self.agreement)
+        apart = np.clip(asked, least, most)
+        both = (p + q - apart) / 2
+        neither = np.maximum(1 - both - apart, 0.0)
+        alike = neither / 2 if self.agreement is None else np.clip(self.agreement - both, 0.0, neither)
+        return np.stack(np.broadcast_arrays(both, p - both, q - both, alike, neither - alike))
+
+    def refusal(self, mine: float, theirs: float) -> str | None:
+        """Why two models of these accuracies cannot go together like this; None when they can."""
+        least, most = abs(mine - theirs), min(mine + theirs, 2 - mine - theirs)
+        if self.discordance is not None and not least - 1e-9 <= self.discordance <= most + 1e-9:
+            return (
+                f"accuracies of {mine:g} and {theirs:g} leave between {least:.4g} and {most:.4g} of the requests on which "
+                f"exactly one model is right, not {self.discordance:.4g}"
+            )
+        both, one, other, alike, different = (float(v) for v in self.shares(mine, theirs))
+        low, high = both, both + alike + different
+        if self.agreement is not None and not low - 1e-9 <= self.agreement <= high + 1e-9:
+            return (
+                f"the two models are right together in {low:.4g} and differ in right or wrong in {one + other:.4g} of the "
+                f"requests, so they agree on between {low:.4g} and {high:.4g}, not {self.agreement:.4g}"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """The candidate's valid answers by the bins of confidence of `rollout.threshold.EDGES`, from the least sure up."""
+
+    shares: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    @property
+    def overall(self) -> float:
+        """Share of right answers among all."""
+        return sum(share * right for share, right in zip(self.shares, self.accuracy, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class LabelDelay:
     """How long a label takes, exponentially distributed; one that takes longer than the deadline is missing."""
 
@@ -99,10 +158,16 @@ class Scenario:
     """None: every label is there by the deadline."""
     reviewers_wrong: float = 0.0
     """Chance that a label says the opposite."""
+    together: Together = Together()
+    """Matters to pairs and strata only."""
+    sureness: Sureness | None = None
+    """Of the candidate's answers; with it, its accuracy follows from here and `candidate.accuracy` is not read."""
     vote_rate: float = 0.02
     incidents: tuple[Incident, ...] = ()
     scrapes_missing: float = 0.0
     """Chance that a tick's samples only come with the next tick's."""
+    past_the_hour_seconds: float = 0.0
+    """How far into an hour of the clock the rollouts begin: bets are made hour by hour."""
     tick_seconds: float = 600.0
     horizon_hours: float = 14 * 24.0
 

@@ -20,9 +20,11 @@ from cutover_operator.rollout.evalue import Bettor
 from cutover_operator.rollout.gate_tests import Code, odd_share
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS, epoch_due
-from cutover_operator.simulation.arrivals import Arrivals, Source
+from cutover_operator.simulation.arrivals import Arrivals, Drawn, Source
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
+from cutover_operator.simulation.hours import HourBooks, Hourly
 from cutover_operator.simulation.judging import Rules, judge_all
+from cutover_operator.simulation.keeping import Keeping
 from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK, UNDECIDED, Outcome
 from cutover_operator.simulation.scenario import Moment, Scenario
 
@@ -41,6 +43,13 @@ class Look:
     step: Ints
     """After the tick's move."""
     finish: NDArray[np.int8]
+    hourly: Floats
+    """What matured for bets by the hour, `(len(Hourly), runs)`."""
+    sure: Floats
+    """Labels that matured by result and bin of confidence, `(3, len(EDGES), runs)`."""
+    deferred: Ints
+    kept_from: Ints
+    """Lowest bin of confidence that was kept during the tick; 0: every answer was."""
 
 
 def simulate(
@@ -57,7 +66,7 @@ def simulate(
     `watch`: go on after the promotion until the horizon, as the operator does. `observe` is called after every tick.
     """
     deadline = to_seconds(spec.analysis.labels.deadline)
-    source = Arrivals(scenario, runs, np.random.default_rng(seed), deadline)
+    source = Arrivals(scenario, runs, np.random.default_rng(seed), deadline, Drawn.of(spec))
     return Walk(Rules.of(spec), scenario, source, runs, np.random.default_rng((seed, 1))).run(watch, observe)
 
 
@@ -75,6 +84,9 @@ class Walk:
             chance,
         )
         self.books = Books(runs)
+        self.hours = HourBooks(runs, rules.bets, scenario.past_the_hour_seconds) if rules.bets else None
+        self.keeping = Keeping(rules.spec, runs) if scenario.sureness is not None else None
+        self.kept = np.zeros(runs)
         self.step = np.zeros(runs, dtype=np.int64)
         self.weight = np.full(runs, rules.weight[0])
         self.shadow = np.full(runs, rules.shadow[0])
@@ -82,6 +94,7 @@ class Walk:
         self.finish = np.full(runs, UNDECIDED, dtype=np.int8)
         self.incident = np.zeros(runs, dtype=bool)
         self.unseen = np.zeros_like(self.books.totals)
+        self.unseen_hourly = np.zeros((len(Hourly), runs))
         self.bettor = Bettor(*(np.zeros(runs) for _ in range(4)))
         self.cohorts: list[tuple[int, Floats, Floats]] = []
         self.thin = np.zeros((2, runs))
@@ -102,11 +115,19 @@ class Walk:
                 break
             seconds += tick
             in_force, shadow = self.weight.copy(), self.shadow.copy()
+            kept_from = np.zeros(self.runs, dtype=np.int64)
+            if self.keeping is not None:
+                kept_from = self.keeping.kept_from.copy()
             events = self._serve(live, seconds)
             seen = self.chance.random(self.runs) >= self.scenario.scrapes_missing
             self.books.totals += np.where(seen, self.unseen, 0.0)
             self.unseen = np.where(seen, 0.0, self.unseen)
             self._bet(seconds)
+            if self.hours is not None:
+                self.hours.count(np.where(seen, self.unseen_hourly, 0.0), seconds)
+                self.unseen_hourly = np.where(seen, 0.0, self.unseen_hourly)
+            if self.keeping is not None:
+                self.keeping.look(live & seen, seconds)
             self._decide(live & seen, seconds)
             if observe is not None:
                 observe(
@@ -118,6 +139,10 @@ class Walk:
                         self.weight.copy(),
                         self.step.copy(),
                         self.finish.copy(),
+                        self.source.hourly,
+                        self.source.sure,
+                        self.source.deferred,
+                        kept_from,
                     )
                 )
         return self._outcome()
@@ -126,9 +151,16 @@ class Walk:
     def _serve(self, live: Mask, seconds: float) -> Floats:
         hours = seconds / 3600.0
         since_half = np.where(np.isfinite(self.half), hours - self.half, np.nan)
-        moment = Moment(hours, self.step, np.where(live, self.weight, 0.0), since_half)
+        kept_from = self.keeping.kept_from if self.keeping is not None else None
+        moment = Moment(hours, self.step, np.where(live, self.weight, 0.0), since_half, kept_from)
         events = self.source.tick(moment, np.where(live, self.shadow, 0.0))
         self.unseen += np.where(live, events, 0.0)
+        if self.hours is not None:
+            self.unseen_hourly += np.where(live, self.source.hourly, 0.0)
+        if self.keeping is not None:
+            self.keeping.count(np.where(live, self.source.sure, 0.0))
+        answers = events[Col.ANSWERED] - events[Col.ERRORS] - self.source.deferred
+        self.kept += np.where(live, answers, 0.0)
         self.requests += np.where(live, events[Col.ANSWERED], 0.0)
         self.labels += np.where(live, self.source.drawn, 0.0)
         self.bad += np.where(live, self.source.bad_answers, 0.0)
@@ -161,7 +193,9 @@ class Walk:
         control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         down = self.source.control_down[who]
         lasts = self.incident[who] & incident_lasts(control.bad, control.all, rules.incident_limit, down)
-        codes, shared, suspected = judge_all(rules, books, who, step, self.bettor.log_wealth[who], lasts)
+        codes, shared, suspected = judge_all(
+            rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts
+        )
         failing = (codes == Code.FAIL).any(axis=0)
         mine, theirs, copies = books.since_step(who, step, Col.ANSWERED, Col.CONTROL_ANSWERED, Col.MIRRORED)
         live_step = rules.shadow[step] == 0
@@ -237,6 +271,8 @@ class Walk:
         """A new week: the tests begin anew."""
         if who.any():
             self.books.restart_watch(who, seconds, self.step)
+            if self.hours is not None:
+                self.hours.restart(who, seconds)
             old = self.bettor
             self.bettor = Bettor(
                 *(np.where(who, 0.0, part) for part in (old.cohorts, old.mean, old.squares, old.log_wealth))
@@ -255,4 +291,6 @@ class Walk:
             frozen_hours=self.frozen,
             stopped_by=tuple(g.name for g in self.rules.gates),
             stopped_at=self.stopped_at,
+            kept=self.kept,
+            kept_from=None if self.keeping is None else self.keeping.kept_from,
         )
