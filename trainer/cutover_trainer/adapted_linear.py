@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import Linear as AdaptedLinear
 from cutover_trainer.row_dropout import RowDropout
 
 
-class _Pass(torch.autograd.Function):
+class _Pass(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, mask: Any, scale: float) -> Any:
         """`x` [..., in], `weight` [out, in], `a` [rank, in], `b` [out, rank], `mask` of 0 and 1 like `x` or None. Answers
