@@ -39,17 +39,29 @@ PUBLISHED = (
 )
 
 
-def tower_heavy_base(folder: Path) -> Path:
-    """The test base with a deeper and wider tower of random weights, which is nearly half of a step: a share as in models
-    that pool a tower's features before the language model reads them."""
+@dataclass(frozen=True)
+class Shape:
+    """A base whose tower is a larger part of a step than the test base's."""
+
+    name: str
+    tower_layers: int
+    tower_width: int
+
+
+SHAPES = (Shape("tower-30", 6, 192), Shape("tower-50", 12, 192), Shape("tower-70", 12, 320))
+
+
+def base_of(shape: Shape, folder: Path) -> Path:
+    """The test base with a deeper and wider tower of random weights: a share of a step as in models that pool a tower's
+    features before the language model reads them."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(BASE_MODEL)
     vision = config.vision_config
-    vision.hidden_size, vision.intermediate_size = 192, 768
-    vision.num_hidden_layers, vision.num_attention_heads = 12, 6
+    vision.hidden_size, vision.intermediate_size = shape.tower_width, 4 * shape.tower_width
+    vision.num_hidden_layers, vision.num_attention_heads = shape.tower_layers, shape.tower_width // 32
     model = AutoModelForImageTextToText.from_config(config)
     known = AutoModelForImageTextToText.from_pretrained(BASE_MODEL)
     model.model.language_model.load_state_dict(known.model.language_model.state_dict())

@@ -88,3 +88,14 @@ def test_when_features_are_reused(family: str, targets: str, views: int, places:
     config = AutoConfig.from_pretrained(BASE_MODEL)
     schedule = Schedule(25, 8, 3, 0)
     assert reusable(family, settings, schedule, views, places, config) is wanted  # type: ignore[arg-type]
+
+
+def test_the_workers_of_a_pod_share_its_memory() -> None:
+    """Each holds the features of all rows: 1.4 GB here."""
+    from transformers import AutoConfig
+
+    settings = FineTune.model_validate({"epochs": 3})
+    config = AutoConfig.from_pretrained(BASE_MODEL)
+    schedule = Schedule(50_000, 8, 3, 0)
+    found = [reusable("llava", settings, schedule, 2, 36, config, workers) for workers in (1, 2, 3)]
+    assert found == [True, True, False]

@@ -133,6 +133,34 @@ def test_a_second_run_is_the_next_version(server: str, tmp_path: Path) -> None:
     assert first.model.mlflow_run_id != second.model.mlflow_run_id
     client = MlflowClient(tracking_uri=server, registry_uri=server)
     assert client.get_model_version_by_alias("twice", "candidate").version == "2"
+    assert client.get_model_version_by_alias("twice", "previous").version == "1"
+
+
+def test_names_cut_short_are_the_same_when_repeated(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    run_stage("register", trained(tmp_path, server, "uid-c", b"1", name="cut"), tmp_path)
+    assert set(client.get_registered_model("cut").aliases) == {"candidate"}
+    document = trained(tmp_path, server, "uid-d", b"2", name="cut")
+    real = MlflowClient.set_registered_model_alias
+
+    def cut_short(self: Any, name: str, alias: str, version: str) -> None:
+        if alias == "candidate":
+            raise MlflowException("the connection broke")
+        real(self, name, alias, version)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_registered_model_alias", cut_short)
+        assert run_stage("register", document, tmp_path)[0] == ExitCode.FAILED
+    for _ in range(2):
+        assert run_stage("register", document, tmp_path)[0] == ExitCode.DONE
+        (tmp_path / "uid-d/DONE-register.json").unlink()
+        found = {name: str(version) for name, version in client.get_registered_model("cut").aliases.items()}
+        assert found == {"candidate": "2", "previous": "1"}
 
 
 def test_a_given_run_is_used(server: str, tmp_path: Path) -> None:

@@ -8,19 +8,30 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
 
+from cutover.api.trainingrun import Augmentation, FineTune
 from cutover.contract import ExitCode
+from cutover_trainer import checkpoints
 from cutover_trainer.__main__ import main as stage_main
+from cutover_trainer.batches import BatchBuilder, encode_all
+from cutover_trainer.examples import open_prepared
+from cutover_trainer.learner import Learner
+from cutover_trainer.models import Hardware, load_base, with_new_adapter
 from cutover_trainer.place import Place
+from cutover_trainer.processors import load_encoder
 from cutover_trainer.row_dropout import Draw, RowDropout
+from cutover_trainer.schedule import Schedule
+from cutover_trainer.storage import ArtifactStore
+from cutover_trainer.team import Team as TrainerTeam
 from fakes.free_ports import two_in_a_row
-from fakes.training_example import rows, run_stage, stage_document, write_rows
+from fakes.training_example import BASE_MODEL, rows, run_stage, stage_document, write_rows
 
 FINE_TUNE = {"learningRate": 2e-3, "epochs": 6, "batchSize": 5}
 """24 training rows in batches of 5: two workers' parts differ in size, and the last batch of an epoch has four rows."""
@@ -147,6 +158,71 @@ def test_a_signal_to_one_worker_stops_all_with_one_checkpoint_and_others_go_on(
     code, result = run_stage("train", document(workspace), workspace)
     assert code == ExitCode.DONE, result.message
     assert_same_losses(workspace, alone)
+
+
+@pytest.mark.parametrize("step", [4, STEPS])
+def test_when_another_pod_was_first_to_save_all_leave_without_a_failure(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """A worker that only sees the leader's connection break ends as a failure, which costs an attempt."""
+    real = checkpoints.commit_once
+
+    def second(store: Any, folder: str, writer: str, *rest: Any) -> Any:
+        if folder.endswith(f"step-{step:08d}"):
+            assert real(store, folder, "rival", *rest) is not None
+        return real(store, folder, writer, *rest)
+
+    monkeypatch.setattr(checkpoints, "commit_once", second)
+    team = Team(workspace, 2, save_seconds=0)
+    assert team.end() == [ExitCode.INTERRUPTED] * 2
+    assert whole_steps(workspace)[-1] == step
+
+
+class Bystander(TrainerTeam):
+    """A worker whose part of every batch is empty; it hears the others' loss and gradients."""
+
+    heard: ClassVar[tuple[float, list[Any]]]
+
+    def part(self, rows: Sequence[int]) -> tuple[int, Sequence[int]]:
+        return 0, []
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        return [self.heard[0]]
+
+    def sum_gradients(self, parameters: Iterable[Any]) -> None:
+        for parameter, gradient in zip(parameters, self.heard[1], strict=True):
+            parameter.grad = gradient.clone()
+
+
+class Worker(TrainerTeam):
+    """Has all rows and lets the bystander hear what it has found."""
+
+    def sum_gradients(self, parameters: Iterable[Any]) -> None:
+        Bystander.heard = (0.0, [parameter.grad.clone() for parameter in parameters])
+
+
+def test_with_scaled_losses_a_worker_without_rows_takes_the_same_step(prepared: Path) -> None:
+    """fp16: the scaler is made by its first use, and a worker without a row scales no loss of its own."""
+    scaled = Hardware(torch.device("cpu"), torch.float32, True)
+    settings = FineTune.model_validate(FINE_TUNE)
+    data = open_prepared(ArtifactStore(document(prepared)["artifacts"]), prepared)
+    examples = data.part("train")
+    encoder = load_encoder(BASE_MODEL, "llava")
+    schedule = Schedule(len(examples), 5, 6, 0)
+    learners = []
+    for team in (Worker(), Bystander()):
+        model = with_new_adapter(load_base(BASE_MODEL, scaled), settings, "tiny")
+        learners.append(Learner(model, scaled, schedule, settings, Augmentation(), team))
+    before = [parameter.detach().clone() for parameter in learners[1].parameters.values()]
+    builder = BatchBuilder(encoder, data, examples, encode_all(encoder, examples), scaled)
+    for step in range(2):
+        for learner in learners:
+            learner.step(step, builder, lambda: None)
+    worker, bystander = learners
+    assert bystander.scaler.state_dict() == worker.scaler.state_dict()
+    after = list(bystander.parameters.values())
+    assert all(torch.equal(one, other) for one, other in zip(worker.parameters.values(), after, strict=True))
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_several_gpus_are_left_to_the_launcher(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,19 +17,27 @@ from cutover_trainer.schedule import Schedule
 
 GROUP_ROWS = 16
 MAX_BYTES = 4_000_000_000
-"""More would crowd out the rest of the pod; such runs reckon features at every use."""
+"""Of a pod, whose workers each hold their own. More would crowd out the rest of it; such runs reckon features at every
+use."""
 
 Pixels = Callable[[Sequence[int], int], Any]
 """The processed pictures of some rows as they look in a view."""
 
 
 def reusable(
-    family: Family, settings: FineTune, schedule: Schedule, views: int, places: int, config: Any
+    family: Family,
+    settings: FineTune,
+    schedule: Schedule,
+    views: int,
+    places: int,
+    config: Any,
+    workers: int = 1,
 ) -> bool:
-    """Whether features are constant, used more than once, and few enough. The same answer in every attempt."""
+    """Whether features are constant, used more than once, and few enough for the `workers` of a pod. The same answer in
+    every attempt."""
     frozen = family == "llava" and settings.lora.targets == "language_model"
     width = int(config.get_text_config().hidden_size)
-    needed = schedule.rows * min(views, schedule.epochs) * places * width * 4
+    needed = schedule.rows * min(views, schedule.epochs) * places * width * 4 * workers
     return frozen and 0 < views < schedule.epochs and needed <= MAX_BYTES
 
 

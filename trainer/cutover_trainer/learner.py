@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from cutover.api.trainingrun import Augmentation, FineTune
+from cutover_trainer import adapted_linear, row_dropout
 from cutover_trainer.batches import Batch, BatchBuilder
 from cutover_trainer.joblog import log
 from cutover_trainer.models import Hardware, trainable
 from cutover_trainer.outcome import BadInput
-from cutover_trainer.row_dropout import install
 from cutover_trainer.schedule import Schedule
 from cutover_trainer.team import Team
 
@@ -39,7 +39,8 @@ class Learner:
     ) -> None:
         self.model = model
         self._team = team or Team()
-        self._draw = install(model)
+        self._draw = row_dropout.install(model)
+        adapted_linear.install(model)
         self.parameters = trainable(model)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -116,11 +117,17 @@ class Learner:
             draw.first, draw.count = first + start, len(chosen)
             batch = builder.distorted(chosen, step, self._schedule, self._augmentation)
             # For dropout of the base model's own, where a family has any.
-            torch.manual_seed(draw.own_seed())
+            self._seed(draw.own_seed())
             loss = self._summed_loss(batch) / tokens
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
         return total
+
+    def _seed(self, seed: int) -> None:
+        """Of this worker's device. `torch.manual_seed` asks after every kind of device there is, in milliseconds."""
+        torch.default_generator.manual_seed(seed)
+        if self._hardware.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _summed_loss(self, batch: Batch) -> Any:
         hardware = self._hardware

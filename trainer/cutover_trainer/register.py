@@ -1,7 +1,7 @@
 """Stage register: the adapter becomes a version of a model that a ModelRollout can name.
 
-With MLflow: parameters, metrics and tags of one run, a version whose source is the adapter's URI, alias `candidate`.
-Repeating it finds the same run (by the TrainingRun's uid) and the same version (by the adapter's digest). Without
+With MLflow: parameters, metrics and tags of one run, a version whose source is the adapter's URI, alias `candidate`;
+the version that had it before gets `previous`. Repeating it finds the same run (by the TrainingRun's uid) and the same version (by the adapter's digest). Without
 MLflow the version is the first characters of the digest.
 """
 
@@ -31,7 +31,7 @@ from cutover_trainer.outcome import BadInput, StageFailed
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
-ALIAS = "candidate"
+CANDIDATE, PREVIOUS = "candidate", "previous"
 DIGEST_CHARACTERS = 12
 TAG_UID = "cutover.trainingrun.uid"
 TAG_DIGEST = "cutover.adapter.digest"
@@ -88,7 +88,7 @@ def _registered(
         run_id = _run_id(client, config)
         _log_run(client, run_id, config, store, manifest, facts)
         version = _version(client, where.model_name, run_id, model, _synthetic_rows(store))
-        client.set_registered_model_alias(where.model_name, ALIAS, version)
+        _name_candidate(client, where.model_name, version)
         client.set_terminated(run_id, "FINISHED")
     except RestException as error:
         if error.error_code in (
@@ -238,6 +238,14 @@ def _evaluated(document: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _metric_name(*parts: str) -> str:
     """MLflow takes letters, digits and a few signs; fields and classes may have others."""
     return "/".join(_STRANGE.sub("_", part) if number else part for number, part in enumerate(parts))
+
+
+def _name_candidate(client: Any, name: str, version: str) -> None:
+    """`previous` is set first: cut short between the two, a repetition does the same again."""
+    before = client.get_registered_model(name).aliases.get(CANDIDATE)
+    if before is not None and str(before) != version:
+        client.set_registered_model_alias(name, PREVIOUS, str(before))
+    client.set_registered_model_alias(name, CANDIDATE, version)
 
 
 def _synthetic_rows(store: ArtifactStore) -> str:

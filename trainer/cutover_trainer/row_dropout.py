@@ -50,13 +50,20 @@ class RowDropout(torch.nn.Module):  # type: ignore[misc]
         self._number = number
         self._draw = draw
 
-    def forward(self, x: Any) -> Any:
-        if not self.training or not self._cut:
-            return x
-        return x * self._mask(x)
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+        return self.training and self._cut > 0
 
-    def _mask(self, x: Any) -> Any:
-        """[rows of the micro-batch x elements of a row], seen in the shape of `x`."""
+    @property
+    def kept_share(self) -> float:
+        return (_BITS - self._cut) / _BITS
+
+    def forward(self, x: Any) -> Any:
+        return x * self.mask(x, x.dtype).mul_(1 / self.kept_share) if self.drops else x
+
+    def mask(self, x: Any, dtype: Any) -> Any:
+        """Zeros and ones [rows of the micro-batch x elements of a row], seen in the shape of `x`; not yet scaled."""
         draw = self._draw
         # A tower may read several tiles a row, and not as many for each: then the micro-batch counts as one row.
         rows = draw.count if draw.count and x.shape[0] % draw.count == 0 else 1
@@ -65,13 +72,13 @@ class RowDropout(torch.nn.Module):  # type: ignore[misc]
             kept = self._kept_on_cpu(rows, length)
         else:
             kept = self._kept_on_card(rows, length, x)
-        return kept.view(x.shape).to(x.dtype).mul_(_BITS / (_BITS - self._cut))
+        return kept.view(x.shape).to(dtype)
 
     def _kept_on_cpu(self, rows: int, length: int) -> Any:
         bits = np.random.PCG64([*self._draw.seed, self._number])
         bits.advance(self._draw.first * _ROW_STRIDE)
         draws = -(-length // _PER_DRAW)
-        kept = np.empty((rows, length), np.bool_)
+        kept = np.empty((rows, length), np.float32)
         for row in range(rows):
             kept[row] = bits.random_raw(draws).view(np.uint16)[:length] >= self._cut
             bits.advance(_ROW_STRIDE - draws)

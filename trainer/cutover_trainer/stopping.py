@@ -44,9 +44,15 @@ class Stop:
         """Raises Interrupted or BudgetExceeded."""
         self._leave(self._signalled, self._out_of_time())
 
-    def check_together(self, sums: Callable[[Sequence[float]], list[float]]) -> None:
-        """The same for a team: when one has to leave all do, at the same step. `sums` adds figures over the workers."""
-        signalled, out_of_time = sums([float(self._signalled), float(self._out_of_time())])
+    def check_together(
+        self, sums: Callable[[Sequence[float]], list[float]], own: Interrupted | None = None
+    ) -> None:
+        """The same for a team: when one has to leave all do, at the same step. `sums` adds figures over the workers,
+        `own` is a reason that this worker alone knows."""
+        flags = [own is not None, self._signalled, self._out_of_time()]
+        others, signalled, out_of_time = sums([float(flag) for flag in flags])
+        if others > 0:
+            raise own or Interrupted("Interrupted", "the leader of the workers leaves; the others go with it")
         self._leave(signalled > 0, out_of_time > 0)
 
     def _out_of_time(self) -> bool:

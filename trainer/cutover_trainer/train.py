@@ -78,8 +78,15 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
         )
     augmentation = spec.dataset.augmentation
     places = encoder.image_tokens(examples[0].size)
+    workers = max(1, spec.compute.gpus)
     if reusable(
-        spec.base_model.family, spec.fine_tune, schedule, views_of(augmentation), places, model.config
+        spec.base_model.family,
+        spec.fine_tune,
+        schedule,
+        views_of(augmentation),
+        places,
+        model.config,
+        workers,
     ):
         log("features", reused=True, views=views_of(augmentation))
         training.reuse_features(model.get_base_model(), schedule, augmentation)
@@ -167,6 +174,8 @@ class _Attempt:
         self._clock = clock
         self._saved_at = clock()
         self._saved_step = state.step
+        self._outrun: Interrupted | None = None
+        """Set when another pod has saved this worker's step."""
         self._interval_seconds = checkpoint_interval_seconds(0.0)
         self._progress = ProgressReporter("train", end_step)
         self._curve_every = max(1, schedule.steps // CURVE_POINTS)
@@ -185,7 +194,7 @@ class _Attempt:
         try:
             while state.step < self._end_step:
                 if self._team.size > 1:
-                    self._stop.check_together(self._team.sums)
+                    self._stop.check_together(self._team.sums, self._outrun)
                 self._one_step()
                 if state.step % self._schedule.steps_per_epoch == 0:
                     self._end_of_epoch()
@@ -197,6 +206,9 @@ class _Attempt:
             self._team.wait()
             raise
         self._save()
+        (outrun,) = self._team.sums([float(self._outrun is not None)])
+        if outrun:
+            raise self._outrun or Interrupted("AnotherPodTrains", "another pod has finished the training")
 
     def _check(self) -> None:
         """Inside a step a team has to stay together."""
@@ -248,11 +260,22 @@ class _Attempt:
         return self._state.samples / self._state.seconds if self._state.seconds else None
 
     def _save(self) -> None:
-        if not self._team.leads or (self._saved_step == self._state.step and self._state.step):
+        if (
+            not self._team.leads
+            or self._outrun is not None
+            or (self._saved_step == self._state.step and self._state.step)
+        ):
             return
         started = self._clock()
         learner = self._learner
-        self._checkpoints.save(self._state, learner.parameters, learner.optimizer, learner.scaler)
+        try:
+            self._checkpoints.save(self._state, learner.parameters, learner.optimizer, learner.scaler)
+        except Interrupted as outrun:
+            self._outrun = outrun
+            if self._team.size == 1:
+                raise
+            # The others would take a broken connection for a failure: all leave at the next step.
+            return
         self._saved_at, self._saved_step = self._clock(), self._state.step
         self._interval_seconds = checkpoint_interval_seconds(self._saved_at - started)
 
