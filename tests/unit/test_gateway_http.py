@@ -351,6 +351,7 @@ async def spoken(port: int, raw: bytes, size: int = 0) -> bytes:
     for at in range(0, len(raw), size or len(raw)):
         writer.write(raw[at : at + (size or len(raw))])
         await writer.drain()
+        await asyncio.sleep(0)  # the server's turn: else the pieces would arrive as one
     async with asyncio.timeout(10):
         try:
             return await reader.read()
@@ -395,6 +396,38 @@ async def test_odd_but_lawful_requests() -> None:
         assert "x-late" not in visits[-1].head.headers, "whoever looked at the head has not seen it"
         twice = await spoken(port, post("/a", b"", "x-key: right", "x-key: wrong", last=True))
         assert b" 200 " in twice, "the first of two headers counts"
+
+
+@pytest.mark.parametrize("size", [0, 1, 90])
+async def test_the_body_of_an_upgrade_that_is_not_made_is_read(size: int) -> None:
+    asked = ("upgrade: h2c", "connection: upgrade, http2-settings", "http2-settings: AAMAAABk")
+    chunked = "\r\n".join(("POST /b HTTP/1.1", *asked, "transfer-encoding: chunked", "", "")).encode()
+    async with served() as (port, _, _):
+        whole = await spoken(port, post("/a", b"the body", *asked), size)
+        assert whole.endswith(b"POST /a the body")
+        assert b"connection: close" in whole
+        pieces = await spoken(port, chunked + b"4\r\nthe \r\n4\r\nbody\r\n0\r\n\r\n", size)
+        assert pieces.endswith(b"POST /b the body")
+        second = await spoken(port, post("/a", b"one") + post("/a", b"two", *asked), size)
+        assert second.index(b"POST /a one") < second.index(b"POST /a two"), "answered in turn"
+        third = await spoken(port, post("/a", b"one", *asked) + post("/a", b"two", last=True))
+        assert third.count(b"HTTP/1.1 ") == 1, "nothing behind an upgrade is taken for a request"
+
+
+async def test_a_head_is_measured_once_however_it_arrives() -> None:
+    large = f"x-large: {'a' * 40_000}"
+    fits, second = post("/a", b"one", large), post("/a", b"two", large, last=True)
+    behind = post("/a", b"b" * 50_000)
+    too_large = post("/a", b"", large, f"x-more: {'b' * 30_000}", last=True)
+    async with served() as (port, _, _):
+        for size in (0, 20_000, 40_060):
+            told = await spoken(port, fits + second, size)
+            assert told.count(b"HTTP/1.1 200 OK") == 2, size
+            assert (await spoken(port, behind + second, size)).count(b"HTTP/1.1 200 OK") == 2, size
+            assert (await spoken(port, too_large, size)).startswith(b"HTTP/1.1 431 "), size
+        endless = b"GET /a HTTP/1.1\r\nx-large: " + b"a" * 70_000
+        for size in (0, 1_000):
+            assert (await spoken(port, endless, size)).startswith(b"HTTP/1.1 431 "), size
 
 
 async def test_streams_end_well_or_by_a_cut() -> None:
