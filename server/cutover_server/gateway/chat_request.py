@@ -35,8 +35,8 @@ class ChatRequest:
     document: dict[str, Any]
     assessment_id: str | None
     """The caller's key; none when it gave none."""
-    pictures: tuple[str | bytes, ...]
-    """Their URLs in the order in which they stand in the messages; bytes are a data URL that is its own JSON."""
+    pictures: tuple[str | memoryview, ...]
+    """Their URLs in the order in which they stand in the messages; a view of the body is a data URL that is its own JSON."""
     stream: bool
     include_usage: bool
     wants_logprobs: bool
@@ -51,9 +51,9 @@ def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -
     urls: list[str] = [
         _picture_url(part) for message in document["messages"] for part in _picture_parts(message)
     ]
-    pictures: tuple[str | bytes, ...] = tuple(urls)
+    pictures: tuple[str | memoryview, ...] = tuple(urls)
     if embedded:
-        by_marker: dict[str, bytes] = {marker(number): url for number, url in enumerate(embedded)}
+        by_marker: dict[str, memoryview] = {marker(number): url for number, url in enumerate(embedded)}
         pictures = tuple(by_marker.pop(url, url) for url in urls)
         if by_marker:  # something that looks like a picture stands elsewhere, as text
             rest, document = body, _parsed(body)
@@ -109,12 +109,12 @@ def messages_as_kept(request: ChatRequest, digests: Sequence[str]) -> bytes:
 def body_for_arm(
     request: ChatRequest,
     messages: bytes,
-    pictures: Sequence[tuple[str, bytes]],
+    pictures: Sequence[tuple[str, bytes | memoryview]],
     arm: Arm,
     task: Task,
     measured: bool,
     stream: bool = False,
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     """The body an arm gets, in parts: its model, pictures inline, in one piece unless the stream is passed through.
 
     `messages` is what `messages_as_kept` made of the pictures' digests; each picture is put in the place of its digest,
@@ -140,17 +140,20 @@ def body_for_arm(
     head = orjson.dumps(document)[:-1] + b',"messages":'
     parts = _spliced(messages, pictures)
     if parts is None:
-        urls = [orjson.loads(b'"%b"' % url) for _, url in pictures]
+        urls = [orjson.loads(b'"' + bytes(url) + b'"') for _, url in pictures]
         parts = [orjson.dumps(_with_pictures(request.document["messages"], urls))]
-    return [head + parts[0], *parts[1:], b"}"] if len(parts) > 1 else [head + parts[0] + b"}"]
+    first = head + parts[0]
+    return [first, *parts[1:-1], bytes(parts[-1]) + b"}"] if len(parts) > 1 else [first + b"}"]
 
 
-def _spliced(messages: bytes, pictures: Sequence[tuple[str, bytes]]) -> list[bytes] | None:
+def _spliced(
+    messages: bytes, pictures: Sequence[tuple[str, bytes | memoryview]]
+) -> list[bytes | memoryview] | None:
     """The messages cut where a picture's digest stands, with the URLs between.
 
     None where the caller wrote such a digest itself, so that the places are not certain.
     """
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     at = 0
     for digest, url in pictures:
         place = _PLACE + digest.encode()
