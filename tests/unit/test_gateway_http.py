@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from cluster.pki import Authority
 from cutover_server.gateway import http_pool
 from cutover_server.gateway.http_connection import (
     MAX_REPLY_HEAD_BYTES,
+    Connection,
     Reply,
     ReplyBroken,
     ReplyTooLarge,
@@ -276,6 +279,39 @@ def test_where_a_url_leads(url: str, target: bytes, host: bytes) -> None:
 def test_what_is_no_place_to_send_to(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         endpoint(url)
+
+
+class Deaf(asyncio.Transport):
+    """Sends nothing, and nothing waits to be sent."""
+
+    def writelines(self, list_of_data: object) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_timer_whose_time_is_as_good_as_over_is_a_timer(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """uvloop's handle of such a timer is another, without `when()`; a piece that met one broke the connection."""
+
+    async def two_pieces() -> None:
+        loop = asyncio.get_running_loop()
+        connection = Connection(loop, lambda _, usable: None, lambda _: None)
+        connection.connection_made(Deaf())
+        reply = connection.ask([b"GET / HTTP/1.1\r\n\r\n"], False, loop.time() + 5.0, silence_seconds=0.0)
+        connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\none")
+        connection.data_received(b"two")
+        connection.data_received(b"six")
+        assert await reply.body() == b"onetwosix"
+        reply.close()
+
+    run(two_pieces())
 
 
 # ------------------------------------------------------------------ towards callers
