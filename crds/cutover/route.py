@@ -53,6 +53,8 @@ class Arm(WireModel):
     key: str | None = None
     """Name of the key file; never the key."""
     price: Price = Price()
+    fetches_from_text: bool = False
+    """It opens the URL of a Markdown picture in a prompt's text, as TGI does: no such text may reach it."""
 
 
 class FallbackRules(WireModel):

@@ -27,6 +27,7 @@ TOP_LOGPROBS = 5
 _PARTS = {kind: frozenset({"type", kind, "cache_control"}) for kind in ("text", "image_url", "refusal")}
 _URL = b'"url":"'
 _PLACE = _URL + b"sha256:"
+_MARKDOWN_PICTURE = "!["
 _OURS = ("stream", "stream_options", "model", "messages", "metadata")
 
 
@@ -93,6 +94,44 @@ def _parsed(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "n: only one choice per request is served; leave n out.", param="n")
     _check_parts(messages)
     return document
+
+
+def refuse_markdown_pictures(request: ChatRequest) -> None:
+    """For arms that open the URL of a picture in Markdown, wherever in the prompt it stands. Raises ApiError, a 400.
+
+    TGI joins the text parts of a message, puts its template around them and then looks for pictures, so the
+    beginning of one is enough. Pictures as content parts are not concerned: they are fetched here, with the guard.
+    """
+    texts: list[str] = []
+    others: list[str] = []
+    for message in request.document["messages"]:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        others += _strings({key: value for key, value in message.items() if key != "content"})
+    others += _strings({key: value for key, value in request.document.items() if key != "messages"})
+    if any(_MARKDOWN_PICTURE in text for text in ("".join(texts), *others)):
+        raise ApiError(
+            400,
+            f"messages: a text holds {_MARKDOWN_PICTURE}, the beginning of a Markdown picture, which a model in use "
+            "would fetch; send pictures as content parts of type image_url.",
+            param="messages",
+            code="markdown_picture",
+        )
+
+
+def _strings(value: Any) -> list[str]:
+    found: list[str] = []
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return found
 
 
 def messages_as_kept(request: ChatRequest, digests: Sequence[str]) -> bytes:
