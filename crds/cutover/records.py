@@ -12,6 +12,10 @@ from cutover.route import WireModel
 ArmName = Literal["control", "candidate"]
 
 
+NOT_ASKED = "not asked"
+"""How the problem in an answer's `error` begins when the request never reached the arm."""
+
+
 class ArmAnswer(WireModel):
     """One arm's answer to a request, given to the caller or not."""
 
@@ -21,6 +25,7 @@ class ArmAnswer(WireModel):
     answer: dict[str, Any] | None = None
     """The parsed answer when it is valid for the task, else none."""
     error: str = ""
+    """How the arm failed: the kind of failure, a colon, and the problem."""
     latency_seconds: float | None = None
     cost_usd: float | None = None
     confidence: float | None = None

@@ -53,6 +53,8 @@ class Arm(WireModel):
     key: str | None = None
     """Name of the key file; never the key."""
     price: Price = Price()
+    fetches_from_text: bool = False
+    """It opens the URL of a Markdown picture in a prompt's text, as TGI does: no such text may reach it."""
 
 
 class FallbackRules(WireModel):
@@ -196,7 +198,8 @@ def label_probability(route: Route, stratum: str = STRATUM_ALL) -> float:
 
 def sampled_for_label(route: Route, key: str, stratum: str = STRATUM_ALL) -> bool:
     """Whether people are asked to label this request. Independent of the assignment."""
-    return bucket(route.salt, "label", key) < label_probability(route, stratum)
+    probability = label_probability(route, stratum)
+    return probability > 0.0 and bucket(route.salt, "label", key) < probability
 
 
 def in_label_pool(route: Route, request_id: str) -> bool:
@@ -206,4 +209,5 @@ def in_label_pool(route: Route, request_id: str) -> bool:
 
 def labellers_wanted(route: Route, request_id: str) -> int:
     """How many people label this request if it is sampled. Independent of the sampling and of the assignment."""
-    return 2 if bucket(route.salt, "double", request_id) < route.labels.double_share else 1
+    share = route.labels.double_share
+    return 2 if share > 0.0 and bucket(route.salt, "double", request_id) < share else 1

@@ -64,6 +64,9 @@ def arms(request: Request) -> list[tuple[str, str, bool]]:
     return [(j.arm, j.version, j.answer is not None) for j in judged_answers(request)]
 
 
+NOT_REACHED = {"version": "mine", "error": "breaker: not asked, its breaker is open"}
+
+
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -74,7 +77,12 @@ def arms(request: Request) -> list[tuple[str, str, bool]]:
         ),
         (Request("candidate", "ok", answer(), answer(version="mine")), [("candidate", "mine", True)]),
         (Request("candidate", "error", None, {"version": "mine"}), [("candidate", "mine", False)]),
-        (Request("candidate", "error", None, None), []),  # the breaker was open: it was never asked
+        (Request("candidate", "error", None, NOT_REACHED), []),
+        (
+            Request("control", "error", NOT_REACHED, None, answer(version="mine")),
+            [("candidate", "mine", True)],
+        ),
+        (Request("candidate", "error", None, None), []),
         (Request("candidate", "deferred", None, answer(version="mine")), []),
         (Request("control", "rejected", answer(), None), []),
     ],

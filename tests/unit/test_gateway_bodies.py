@@ -149,7 +149,7 @@ def test_a_guessed_marker_is_a_url_like_any_other() -> None:
 
 def test_a_large_picture_has_a_limit() -> None:
     with pytest.raises(FetchRefused, match="more than 1000 bytes"):
-        _decode(data_url(1, LARGE).encode(), 1000)
+        _decode(memoryview(data_url(1, LARGE).encode()), 1000)
 
 
 def test_messages_nested_too_deeply_to_be_written_down_are_the_callers_fault() -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from cutover.route import FallbackRules, Route
+from cutover_server.assessments.maturity import Request, judged_answers
 from fakes.gateway_rig import Rig, running, until
 
 
@@ -96,6 +97,8 @@ async def test_an_arm_that_is_back_answers_before_its_breaker_knows_when_nobody_
             assert answer.headers["x-cutover-fallback"] == "breaker"
             (record,) = await until(lambda k=kind: rig.assessments.by_assessment(f"house {k}"))
             assert (record["outcome"], record["fallback"]["version"]) == ("error", "v2")
+            stored = Request(record["chosen"], record["outcome"], None, record["candidate"])
+            assert judged_answers(stored) == [], "no label says anything of an arm that was not asked"
         rig.candidate.behaviour.error_share = 1.0
         assert (await rig.ask(7)).status == 502, "it is asked once, and nobody waits for more"
 

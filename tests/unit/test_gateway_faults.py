@@ -10,6 +10,7 @@ a stream, then an in-band error with the code X and no end; a number: an error r
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -225,14 +226,23 @@ def candidate_arm(rig: Rig, version: str) -> Arm:
 
 @pytest.mark.parametrize("modes", [("whole", "buffered"), ("passthrough",)], ids="-".join)
 async def test_every_fault_ends_in_a_valid_answer_or_an_honest_error(
-    tmp_path: Path, session: aiohttp.ClientSession, modes: tuple[Mode, ...]
+    tmp_path_factory: pytest.TempPathFactory, session: aiohttp.ClientSession, modes: tuple[Mode, ...]
 ) -> None:
-    """Both tables in one gateway: starting one takes longer than most faults."""
-    async with town(tmp_path, session, modes[0]) as there:
-        for mode in modes:
+    """The tables side by side, each with a gateway of its own: most of a fault's time is waiting."""
+
+    async def rescued(mode: Mode) -> None:
+        async with town(tmp_path_factory.mktemp(mode), session, mode) as there:
             await _a_misbehaving_candidate_is_made_good_by_the_control(there, mode)
-        assert await there.rig.value("cutover_requests_total", arm="control") == 0
-        await _a_misbehaving_control_without_an_alternative_is_told_honestly(there, modes[0])
+            assert await there.rig.value("cutover_requests_total", arm="control") == 0
+
+    async def alone(mode: Mode) -> None:
+        async with town(tmp_path_factory.mktemp("alone"), session, mode) as there:
+            await _a_misbehaving_control_without_an_alternative_is_told_honestly(there, mode)
+
+    async with asyncio.TaskGroup() as tables:
+        for mode in modes:
+            tables.create_task(rescued(mode))
+        tables.create_task(alone(modes[0]))
 
 
 async def _a_misbehaving_candidate_is_made_good_by_the_control(there: Town, mode: Mode) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from cluster.pki import Authority
 from cutover_server.gateway import http_pool
 from cutover_server.gateway.http_connection import (
     MAX_REPLY_HEAD_BYTES,
+    Connection,
     Reply,
     ReplyBroken,
     ReplyTooLarge,
@@ -278,6 +281,39 @@ def test_what_is_no_place_to_send_to(url: str) -> None:
         endpoint(url)
 
 
+class Deaf(asyncio.Transport):
+    """Sends nothing, and nothing waits to be sent."""
+
+    def writelines(self, list_of_data: object) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_timer_whose_time_is_as_good_as_over_is_a_timer(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """uvloop's handle of such a timer is another, without `when()`; a piece that met one broke the connection."""
+
+    async def two_pieces() -> None:
+        loop = asyncio.get_running_loop()
+        connection = Connection(loop, lambda _, usable: None, lambda _: None)
+        connection.connection_made(Deaf())
+        reply = connection.ask([b"GET / HTTP/1.1\r\n\r\n"], False, loop.time() + 5.0, silence_seconds=0.0)
+        connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\none")
+        connection.data_received(b"two")
+        connection.data_received(b"six")
+        assert await reply.body() == b"onetwosix"
+        reply.close()
+
+    run(two_pieces())
+
+
 # ------------------------------------------------------------------ towards callers
 
 
@@ -351,6 +387,7 @@ async def spoken(port: int, raw: bytes, size: int = 0) -> bytes:
     for at in range(0, len(raw), size or len(raw)):
         writer.write(raw[at : at + (size or len(raw))])
         await writer.drain()
+        await asyncio.sleep(0)  # the server's turn: else the pieces would arrive as one
     async with asyncio.timeout(10):
         try:
             return await reader.read()
@@ -395,6 +432,38 @@ async def test_odd_but_lawful_requests() -> None:
         assert "x-late" not in visits[-1].head.headers, "whoever looked at the head has not seen it"
         twice = await spoken(port, post("/a", b"", "x-key: right", "x-key: wrong", last=True))
         assert b" 200 " in twice, "the first of two headers counts"
+
+
+@pytest.mark.parametrize("size", [0, 1, 90])
+async def test_the_body_of_an_upgrade_that_is_not_made_is_read(size: int) -> None:
+    asked = ("upgrade: h2c", "connection: upgrade, http2-settings", "http2-settings: AAMAAABk")
+    chunked = "\r\n".join(("POST /b HTTP/1.1", *asked, "transfer-encoding: chunked", "", "")).encode()
+    async with served() as (port, _, _):
+        whole = await spoken(port, post("/a", b"the body", *asked), size)
+        assert whole.endswith(b"POST /a the body")
+        assert b"connection: close" in whole
+        pieces = await spoken(port, chunked + b"4\r\nthe \r\n4\r\nbody\r\n0\r\n\r\n", size)
+        assert pieces.endswith(b"POST /b the body")
+        second = await spoken(port, post("/a", b"one") + post("/a", b"two", *asked), size)
+        assert second.index(b"POST /a one") < second.index(b"POST /a two"), "answered in turn"
+        third = await spoken(port, post("/a", b"one", *asked) + post("/a", b"two", last=True))
+        assert third.count(b"HTTP/1.1 ") == 1, "nothing behind an upgrade is taken for a request"
+
+
+async def test_a_head_is_measured_once_however_it_arrives() -> None:
+    large = f"x-large: {'a' * 40_000}"
+    fits, second = post("/a", b"one", large), post("/a", b"two", large, last=True)
+    behind = post("/a", b"b" * 50_000)
+    too_large = post("/a", b"", large, f"x-more: {'b' * 30_000}", last=True)
+    async with served() as (port, _, _):
+        for size in (0, 20_000, 40_060):
+            told = await spoken(port, fits + second, size)
+            assert told.count(b"HTTP/1.1 200 OK") == 2, size
+            assert (await spoken(port, behind + second, size)).count(b"HTTP/1.1 200 OK") == 2, size
+            assert (await spoken(port, too_large, size)).startswith(b"HTTP/1.1 431 "), size
+        endless = b"GET /a HTTP/1.1\r\nx-large: " + b"a" * 70_000
+        for size in (0, 1_000):
+            assert (await spoken(port, endless, size)).startswith(b"HTTP/1.1 431 "), size
 
 
 async def test_streams_end_well_or_by_a_cut() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
@@ -45,6 +46,33 @@ async def test_the_split_is_the_assignment_and_it_sticks(rig: Rig) -> None:
         assert not any(one["stream"] for one in sent)
         assert all(one["logprobs"] for one in rig.candidate.seen)
         assert not any(one["logprobs"] for one in rig.control.seen)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "See ![](http://10.0.0.1/a.png)",
+        [{"type": "text", "text": "See ![roof"}, {"type": "text", "text": "](http://10.0.0.1/a.png)"}],
+        [{"type": "text", "text": "See !"}, {"type": "text", "text": "[](http://10.0.0.1/a.png)"}],
+    ],
+)
+async def test_no_markdown_picture_reaches_an_arm_that_would_fetch_it(rig: Rig, content: Any) -> None:
+    body = chat_body(data_url(picture(1)))
+    body["messages"].append({"role": "user", "content": content})
+    tool = chat_body(data_url(picture(1)), tool_prompt="![](http://10.0.0.1/a.png)")
+    harmless = chat_body(data_url(picture(1)), user="[a link](http://10.0.0.1/) is no picture!")
+    async with rig.all(rig.route()):
+        assert (await rig.post(body)).status == 200, "for other arms it is text like any other"
+        seen = len(rig.control.seen) + len(rig.candidate.seen)
+        fetching = rig.candidate_arm.model_copy(update={"fetches_from_text": True})
+        rig.write_route(rig.route(generation=2, candidate=fetching))
+        await rig.generation(2)
+        for refused in (body, tool):
+            answer = await rig.post(refused)
+            assert (answer.status, answer.document["error"]["code"]) == (400, "markdown_picture")
+        assert len(rig.control.seen) + len(rig.candidate.seen) == seen
+        assert (await rig.post(harmless)).status == 200
+        assert await rig.value("cutover_requests_total", outcome="rejected") == 2
 
 
 async def test_the_answer_is_an_openai_completion_under_our_id(rig: Rig) -> None:

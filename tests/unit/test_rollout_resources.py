@@ -272,6 +272,14 @@ def test_an_external_endpoint_is_asked_where_it_is() -> None:
     arm = candidate_arm(spec, model_of(spec), "cut", "claims")
     assert (arm.base_url, arm.model, arm.version) == ("http://slow/v1", "m", "v1")
     assert arm.price.usd_per_busy_second == pytest.approx(0.001)
+    assert arm.fetches_from_text, "it may be TGI"
+
+
+@pytest.mark.parametrize(("engine", "fetches"), [("tgi", True), ("vllm", False), ("builtin", False)])
+def test_the_gateway_is_told_which_engine_opens_urls_in_texts(engine: str, fetches: bool) -> None:
+    model = {"uri": "hf://org/name", "version": "v1", "family": "llava_next"}
+    spec = spec_of(serving={"engine": engine}, candidate={"model": model})
+    assert candidate_arm(spec, model_of(spec), "cut", "claims").fetches_from_text is fetches
 
 
 def test_names_fit_a_service_and_stay_apart() -> None:

@@ -156,4 +156,6 @@ def candidate_arm(spec: ModelRolloutSpec, model: ServedModel, rollout: str, name
         base_url=model.base_uri if external else f"http://{service}.{namespace}.svc:8000/v1",
         model=model.served_name,
         price=Price(kind="busySeconds", usd_per_busy_second=per_hour / 3600.0),
+        # What answers behind an external URL is not known: it may be TGI.
+        fetches_from_text=spec.serving.engine in ("tgi", "external"),
     )

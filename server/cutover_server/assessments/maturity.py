@@ -4,7 +4,8 @@ The rules:
 - a label counts when it was given by the deadline; of one labeller the last one, of several the majority per field,
   and between equal counts the value whose newest label is newest;
 - the chosen arm is judged when it was asked, and the candidate's mirrored answer when it arrived in time;
-- an arm that was asked and gave no valid answer is wrong wherever there is a label;
+- an arm that was asked and gave no valid answer is wrong wherever there is a label; one that was not asked, its breaker
+  open, is neither right nor wrong: that is a matter of its error rate;
 - a field without a label is missing, for every arm alike: the arm's answer never decides whether it is counted.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutover.contract import FIELD_OVERALL, confidence_bin
+from cutover.records import NOT_ASKED
 from cutover.task import Task, score
 
 
@@ -66,12 +68,12 @@ def judged_answers(request: Request) -> list[Judged]:
         return []
     judged: list[Judged] = []
     if request.chosen == "control":
-        if request.control is not None:
+        if request.control is not None and _was_asked(request.control):
             judged.append(_judged("control", request.control))
         mirrored = mirrored_answer(request)
         if mirrored is not None and request.shadow_kept:
             judged.append(_judged("candidate", mirrored))
-    elif request.candidate is not None and request.outcome != "deferred":
+    elif request.candidate is not None and request.outcome != "deferred" and _was_asked(request.candidate):
         judged.append(_judged("candidate", request.candidate))
     return judged
 
@@ -204,6 +206,10 @@ def check_labels(task: Task, values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _problem(field: str, value: Any, allowed: list[str], what: str) -> dict[str, Any]:
     return {"field": field, "value": value, "allowed": allowed, "message": f"{what}; use one of {allowed}"}
+
+
+def _was_asked(answer: Mapping[str, Any]) -> bool:
+    return not str(answer.get("error", "")).partition(": ")[2].startswith(NOT_ASKED)
 
 
 def _judged(arm: str, answer: Mapping[str, Any]) -> Judged:

@@ -42,7 +42,7 @@ class ArmStream:
         self._reply: Reply | None = None
         self._failure: Reading | None = None
 
-    async def begin(self, body: Sequence[bytes], first_token_seconds: float) -> Attempt | None:
+    async def begin(self, body: Sequence[bytes | memoryview], first_token_seconds: float) -> Attempt | None:
         """None when the gate is open; the failed attempt, or the whole answer of an arm that does not stream."""
         reading: Reading | None = None
         now = asyncio.get_running_loop().time()

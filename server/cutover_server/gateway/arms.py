@@ -42,7 +42,7 @@ class ArmCaller:
     async def ask(
         self,
         arm: Arm,
-        body: Sequence[bytes],
+        body: Sequence[bytes | memoryview],
         limit_seconds: float,
         task: Task,
         is_valid: Callable[[object], bool],
@@ -62,7 +62,7 @@ class ArmCaller:
             reading = failure_of(problem, limit_seconds)
         return attempt_of(arm, reading, time.monotonic() - started, task, reply_headers)
 
-    async def post(self, arm: Arm, body: Sequence[bytes], limit_at: float) -> Reply:
+    async def post(self, arm: Arm, body: Sequence[bytes | memoryview], limit_at: float) -> Reply:
         """The arm's reply, its head read and its body not; to be closed. Raises what `failure_of` explains."""
         headers = _HEADERS
         if arm.key is not None:

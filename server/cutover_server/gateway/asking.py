@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from cutover.records import NOT_ASKED
 from cutover.route import Arm
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.attempt import Attempt
@@ -88,10 +89,10 @@ class Asking:
         self, case: Case, arm: Arm, ask: Ask, limit_seconds: float, may_skip: bool, last: bool
     ) -> Attempt:
         if case.seconds_left < _LEAST_SECONDS:
-            return Attempt(arm, Reading("timeout", "not asked, the request's time is over"))
+            return Attempt(arm, Reading("timeout", f"{NOT_ASKED}, the request's time is over"))
         closed = self.breakers.allows(arm)
         if not closed and may_skip:
-            return Attempt(arm, Reading("breaker", "not asked, its breaker is open"))
+            return Attempt(arm, Reading("breaker", f"{NOT_ASKED}, its breaker is open"))
         first = await self._once(case, arm, ask, limit_seconds)
         if not (last and closed and first.reading.may_ask_again):
             return first

@@ -47,7 +47,7 @@ class Case:
     def digests(self) -> list[str]:
         return list(dict.fromkeys(picture.digest for picture in self.pictures))
 
-    def body_for(self, arm: Arm, stream: bool = False) -> list[bytes]:
+    def body_for(self, arm: Arm, stream: bool = False) -> list[bytes | memoryview]:
         # Log-probabilities are asked of the candidate alone: a hosted model may refuse the parameter.
         measured = arm is self.route.candidate or arm == self.route.candidate
         pictures = [(picture.digest, picture.url) for picture in self.pictures]

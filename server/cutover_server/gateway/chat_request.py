@@ -27,6 +27,7 @@ TOP_LOGPROBS = 5
 _PARTS = {kind: frozenset({"type", kind, "cache_control"}) for kind in ("text", "image_url", "refusal")}
 _URL = b'"url":"'
 _PLACE = _URL + b"sha256:"
+_MARKDOWN_PICTURE = "!["
 _OURS = ("stream", "stream_options", "model", "messages", "metadata")
 
 
@@ -35,8 +36,8 @@ class ChatRequest:
     document: dict[str, Any]
     assessment_id: str | None
     """The caller's key; none when it gave none."""
-    pictures: tuple[str | bytes, ...]
-    """Their URLs in the order in which they stand in the messages; bytes are a data URL that is its own JSON."""
+    pictures: tuple[str | memoryview, ...]
+    """Their URLs in the order in which they stand in the messages; a view of the body is a data URL that is its own JSON."""
     stream: bool
     include_usage: bool
     wants_logprobs: bool
@@ -51,9 +52,9 @@ def read_request(body: bytes, headers: Mapping[str, str], admin: bool = False) -
     urls: list[str] = [
         _picture_url(part) for message in document["messages"] for part in _picture_parts(message)
     ]
-    pictures: tuple[str | bytes, ...] = tuple(urls)
+    pictures: tuple[str | memoryview, ...] = tuple(urls)
     if embedded:
-        by_marker: dict[str, bytes] = {marker(number): url for number, url in enumerate(embedded)}
+        by_marker: dict[str, memoryview] = {marker(number): url for number, url in enumerate(embedded)}
         pictures = tuple(by_marker.pop(url, url) for url in urls)
         if by_marker:  # something that looks like a picture stands elsewhere, as text
             rest, document = body, _parsed(body)
@@ -95,6 +96,44 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return document
 
 
+def refuse_markdown_pictures(request: ChatRequest) -> None:
+    """For arms that open the URL of a picture in Markdown, wherever in the prompt it stands. Raises ApiError, a 400.
+
+    TGI joins the text parts of a message, puts its template around them and then looks for pictures, so the
+    beginning of one is enough. Pictures as content parts are not concerned: they are fetched here, with the guard.
+    """
+    texts: list[str] = []
+    others: list[str] = []
+    for message in request.document["messages"]:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        others += _strings({key: value for key, value in message.items() if key != "content"})
+    others += _strings({key: value for key, value in request.document.items() if key != "messages"})
+    if any(_MARKDOWN_PICTURE in text for text in ("".join(texts), *others)):
+        raise ApiError(
+            400,
+            f"messages: a text holds {_MARKDOWN_PICTURE}, the beginning of a Markdown picture, which a model in use "
+            "would fetch; send pictures as content parts of type image_url.",
+            param="messages",
+            code="markdown_picture",
+        )
+
+
+def _strings(value: Any) -> list[str]:
+    found: list[str] = []
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return found
+
+
 def messages_as_kept(request: ChatRequest, digests: Sequence[str]) -> bytes:
     """The messages as JSON, each picture by its digest: what is written down, and what an arm's body is made from."""
     messages = request.document["messages"]
@@ -109,12 +148,12 @@ def messages_as_kept(request: ChatRequest, digests: Sequence[str]) -> bytes:
 def body_for_arm(
     request: ChatRequest,
     messages: bytes,
-    pictures: Sequence[tuple[str, bytes]],
+    pictures: Sequence[tuple[str, bytes | memoryview]],
     arm: Arm,
     task: Task,
     measured: bool,
     stream: bool = False,
-) -> list[bytes]:
+) -> list[bytes | memoryview]:
     """The body an arm gets, in parts: its model, pictures inline, in one piece unless the stream is passed through.
 
     `messages` is what `messages_as_kept` made of the pictures' digests; each picture is put in the place of its digest,
@@ -140,17 +179,20 @@ def body_for_arm(
     head = orjson.dumps(document)[:-1] + b',"messages":'
     parts = _spliced(messages, pictures)
     if parts is None:
-        urls = [orjson.loads(b'"%b"' % url) for _, url in pictures]
+        urls = [orjson.loads(b'"' + bytes(url) + b'"') for _, url in pictures]
         parts = [orjson.dumps(_with_pictures(request.document["messages"], urls))]
-    return [head + parts[0], *parts[1:], b"}"] if len(parts) > 1 else [head + parts[0] + b"}"]
+    first = head + parts[0]
+    return [first, *parts[1:-1], bytes(parts[-1]) + b"}"] if len(parts) > 1 else [first + b"}"]
 
 
-def _spliced(messages: bytes, pictures: Sequence[tuple[str, bytes]]) -> list[bytes] | None:
+def _spliced(
+    messages: bytes, pictures: Sequence[tuple[str, bytes | memoryview]]
+) -> list[bytes | memoryview] | None:
     """The messages cut where a picture's digest stands, with the URLs between.
 
     None where the caller wrote such a digest itself, so that the places are not certain.
     """
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     at = 0
     for digest, url in pictures:
         place = _PLACE + digest.encode()

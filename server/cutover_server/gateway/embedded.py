@@ -17,16 +17,18 @@ _LEAST_BYTES = 4096
 """Smaller pictures are parsed with the rest."""
 
 
-def cut_out(body: bytes) -> tuple[bytes, list[bytes]]:
+def cut_out(body: bytes) -> tuple[bytes, list[memoryview]]:
     """The body with a marker (`marker(n)`, as JSON) in place of each large embedded picture, and their data URLs.
 
     If the body is JSON, so is the rest, and the other way round but for what stands inside the URLs: whoever decodes
     them finds that they are base64 or refuses them. Nothing is cut where the rest would not tell markers from text.
+    The URLs are views of the body: a picture is not copied to be sent on.
     """
     if len(body) < _LEAST_BYTES:
         return body, []
     rest: list[bytes] = []
-    urls: list[bytes] = []
+    urls: list[memoryview] = []
+    whole = memoryview(body)
     at = begun = 0
     while (start := body.find(_START, at)) >= 0:
         end = body.find(b'"', start + 1)
@@ -34,12 +36,11 @@ def cut_out(body: bytes) -> tuple[bytes, list[bytes]]:
         if end - start < _LEAST_BYTES or body[start - 1 : start] == b"\\" or not _HEAD.match(body, start):
             at = start + len(_START)
             continue
-        url = body[start + 1 : end]
-        if b"\\" in url:
+        if body.find(b"\\", start, end) >= 0:
             at = start + len(_START)
             continue
         rest += (body[begun:start], b'%b%d"' % (_MARK, len(urls)))
-        urls.append(url)
+        urls.append(whole[start + 1 : end])
         at = begun = end + 1
     rest.append(body[begun:])
     told = b"".join(rest)

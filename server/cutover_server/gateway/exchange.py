@@ -26,7 +26,7 @@ from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.case import Case
-from cutover_server.gateway.chat_request import ChatRequest, messages_as_kept
+from cutover_server.gateway.chat_request import ChatRequest, messages_as_kept, refuse_markdown_pictures
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.openai_shape import ApiError, header_text, rewritten
 from cutover_server.gateway.pictures import Picture, open_pictures
@@ -92,6 +92,8 @@ class Exchange:
             contract.HEADER_ARM: chosen,
         }
         try:
+            if any(one.fetches_from_text for one in (route.control, route.candidate, route.fallback) if one):
+                refuse_markdown_pictures(request)
             pictures = await open_pictures(
                 request.pictures, self.fetch_policy, self.fetch_session, reservation.add
             )

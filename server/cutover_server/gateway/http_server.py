@@ -25,9 +25,12 @@ from cutover_server.gateway.openai_shape import ApiError
 log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 """Of the request line and the headers together."""
+_FRAMING = ("content-length", "transfer-encoding")
 _KEEP_ALIVE_SECONDS = 75.0
 _DISCARD_SECONDS = 1.0
 _BACKLOG = 2048
+_READ_BYTES = 262_144
+"""Of one read: a photograph arrives in one or two."""
 _SMALL_BYTES = 4096
 """Smaller pieces of a body are gathered: a caller may send a chunk for each byte, and an object of its own is forty."""
 
@@ -56,6 +59,8 @@ class Server:
         self.visit = visit
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
+        self.buffer = memoryview(bytearray(_READ_BYTES))
+        """What a connection reads goes here and is taken from here at once, so all share it."""
         self.leaving = False
         """Set some time before `stopping`: still answers, but closes each connection with its answer, so that the
         caller's next request does not meet a connection that is just being closed."""
@@ -104,7 +109,15 @@ class _Incoming:
         self.keeps = False
 
 
-class Connection(asyncio.Protocol):
+class _BodyOnly:
+    """Takes the body of a request whose head has been read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.body_is_complete
+
+
+class Connection(asyncio.BufferedProtocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
@@ -112,7 +125,14 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._url = b""
         self._head_bytes = 0
+        """Of the head's complete headers."""
+        self._raw_head_bytes = 0
+        """Of the head so far, complete headers or not; less what came together with the end of the request before."""
         self._in_head = True
+        self._begun = 0
+        """Requests that had begun by the end of the last read, counted from the one under way at its start."""
+        self._bodiless = False
+        """The parser ends the request at its head, for an upgrade that is not made; its body comes none the less."""
         self._arriving: _Incoming | None = None
         self._waiting: deque[_Incoming] = deque()
         self._serving: asyncio.Task[None] | None = None
@@ -142,7 +162,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # ------------------------------------------------------------------ asyncio.Protocol
+    # ------------------------------------------------------------------ asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -171,22 +191,24 @@ class Connection(asyncio.Protocol):
         if writable is not None and not writable.done():
             writable.set_result(None)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._deaf:
-            self._discarded += len(data)
+            self._discarded += nbytes
             if self._discarded > self._server.limits.discard_bytes and self._transport is not None:
                 self._transport.abort()
             return
+        self._begun = 0 if self._arriving is None else 1
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._last = True  # no other protocol is spoken here; the request itself is answered
+            self._feed(self._server.buffer[:nbytes])
         except httptools.HttpParserError:
             self._refuse_malformed()
             return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+        if self._in_head and self._begun < 2:
+            self._raw_head_bytes += nbytes
+            if self._head_is_too_large():
                 self._refuse_malformed()
                 return
         arriving = self._arriving
@@ -197,12 +219,28 @@ class Connection(asyncio.Protocol):
         elif arriving.visit is not None and self._body_timer is None:
             self._body_timer = self._loop.call_later(self._server.limits.body_seconds, self._body_is_late)
 
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # No other protocol is spoken here: the request itself is answered, and nothing behind it is read.
+            if self._bodiless and self._arriving is not None:
+                headers = self._arriving.head.headers
+                framing = [f"{name}: {headers[name]}\r\n" for name in _FRAMING if name in headers]
+                self._parser = httptools.HttpRequestParser(_BodyOnly(self))
+                self._parser.feed_data(f"POST / HTTP/1.1\r\n{''.join(framing)}\r\n".encode("latin-1"))
+                self._parser.feed_data(data[upgrade.args[0] :])
+
+    def _head_is_too_large(self) -> bool:
+        return max(self._head_bytes + len(self._url), self._raw_head_bytes) > MAX_HEAD_BYTES
+
     # ------------------------------------------------------------------ httptools
 
     def on_message_begin(self) -> None:
         self._arriving = _Incoming()
         self._url = b""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._raw_head_bytes = True, 0, 0
+        self._begun += 1
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -220,13 +258,16 @@ class Connection(asyncio.Protocol):
         arriving = self._arriving
         assert arriving is not None
         self._in_head = False
-        if self._head_bytes + len(self._url) > MAX_HEAD_BYTES:
+        if self._head_is_too_large():
             raise httptools.HttpParserError("the head is too large")
         head = arriving.head
         head.method = self._parser.get_method().decode("ascii")
         url = self._url if self._url.startswith(b"/") else httptools.parse_url(self._url).path or b"/"
         head.path = url.partition(b"?")[0].decode("latin-1")
-        arriving.keeps = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
+        upgrades = self._parser.should_upgrade()
+        self._bodiless = upgrades and any(name in head.headers for name in _FRAMING)
+        kept = self._parser.should_keep_alive() and not upgrades
+        arriving.keeps = kept and self._parser.get_http_version() == "1.1"
         arriving.visit = self._server.visit(head)
         arriving.refused = arriving.visit.refusal
         expects = head.headers.get("expect", "").lower() == "100-continue"
@@ -249,6 +290,10 @@ class Connection(asyncio.Protocol):
             pieces.append(bytearray(body))
 
     def on_message_complete(self) -> None:
+        if not self._bodiless:
+            self.body_is_complete()
+
+    def body_is_complete(self) -> None:
         arriving, self._arriving = self._arriving, None
         if self._body_timer is not None:
             self._body_timer.cancel()
@@ -268,10 +313,9 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ refusing
 
     def _refuse_malformed(self) -> None:
-        too_large = self._head_bytes + len(self._url) > MAX_HEAD_BYTES
         problem = (
             ApiError(431, f"The request's head exceeds {MAX_HEAD_BYTES} bytes.")
-            if too_large
+            if self._head_is_too_large()
             else ApiError(400, "The request is not valid HTTP.")
         )
         self._refuse(Answer(problem.status, problem.body(), {"content-type": "application/json"}))

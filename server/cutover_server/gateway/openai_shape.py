@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -9,12 +10,13 @@ from urllib.parse import quote
 import orjson
 
 _PIECE_CHARACTERS = 64
+_PLAIN = re.compile(r"[A-Za-z0-9._-]*").fullmatch
 _HEADER_SAFE = "!#$%&'()*+,/:;=?@[]~|^`{}<> \""
 
 
 def header_text(text: str) -> str:
     """The text as the value of a header: what is not ASCII is percent-encoded."""
-    return text if text.isalnum() and text.isascii() else quote(text, safe=_HEADER_SAFE)
+    return text if _PLAIN(text) is not None else quote(text, safe=_HEADER_SAFE)
 
 
 class ApiError(Exception):

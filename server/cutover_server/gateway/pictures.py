@@ -22,6 +22,8 @@ from cutover_server.gateway.openai_shape import ApiError
 
 _INLINE_BYTES = 1_000_000
 """Below this, decoding on the loop is cheaper than a thread and takes less than a millisecond."""
+_HEAD_BYTES = 128
+"""Of a data URL that was cut out of a body: its comma is among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,12 @@ class Picture:
     digest: str
     """SHA-256 in hex."""
     body: bytes
-    url: bytes
+    url: bytes | memoryview
     """Its data URL as JSON, without the quotes."""
 
 
 async def open_pictures(
-    urls: tuple[str | bytes, ...],
+    urls: tuple[str | memoryview, ...],
     policy: FetchPolicy,
     session: aiohttp.ClientSession,
     reserve: Callable[[int], None],
@@ -51,10 +53,10 @@ async def open_pictures(
 
 
 async def _open(
-    url: str | bytes, policy: FetchPolicy, session: aiohttp.ClientSession, reserve: Callable[[int], None]
+    url: str | memoryview, policy: FetchPolicy, session: aiohttp.ClientSession, reserve: Callable[[int], None]
 ) -> Picture:
     try:
-        if isinstance(url, bytes) or url[:5].lower() == "data:":
+        if isinstance(url, memoryview) or url[:5].lower() == "data:":
             if len(url) <= _INLINE_BYTES:
                 return _decode(url, policy.max_bytes)
             return await asyncio.to_thread(_decode, url, policy.max_bytes)
@@ -77,8 +79,8 @@ async def _open(
     return await asyncio.to_thread(_inline, fetched.body, fetched.content_type)
 
 
-def _decode(url: str | bytes, max_bytes: int) -> Picture:
-    if isinstance(url, bytes):
+def _decode(url: str | memoryview, max_bytes: int) -> Picture:
+    if isinstance(url, memoryview):
         return _decode_base64(url, max_bytes)
     read = read_data_url(url, max_bytes)
     if not read.content_type.startswith("image/"):
@@ -88,11 +90,12 @@ def _decode(url: str | bytes, max_bytes: int) -> Picture:
     return Picture(hashlib.sha256(read.body).hexdigest(), read.body, orjson.dumps(url)[1:-1])
 
 
-def _decode_base64(url: bytes, max_bytes: int) -> Picture:
+def _decode_base64(url: memoryview, max_bytes: int) -> Picture:
     """A data URL cut out of the request (see `embedded`): an image in base64 by its head, many bytes by its length."""
-    shown = url[:40].decode("ascii", "replace")
+    head = bytes(url[:_HEAD_BYTES])
+    shown = head[:40].decode("ascii", "replace")
     try:
-        body = pybase64.b64decode(memoryview(url)[url.index(b",") + 1 :], validate=True)
+        body = pybase64.b64decode(url[head.index(b",") + 1 :], validate=True)
     except binascii.Error as error:
         raise FetchRefused(shown, f"the data is not base64: {error}") from None
     if len(body) > max_bytes:
