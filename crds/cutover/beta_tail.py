@@ -36,9 +36,10 @@ _LOG_WEIGHT = math.log(0.5 * math.pi * _STEP) + np.log(np.cosh(_NODES)) + np.log
 
 def log_beta(a: ArrayLike, b: ArrayLike) -> Floats:
     """log B(a, b) for a and b above 0."""
-    x, y = _together(a, b)
-    if x.size <= FEW:
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.size <= FEW and y.size <= FEW:
         return _one_by_one(_log_beta, x, y)
+    x, y = np.broadcast_arrays(x, y)
     gain: Floats = np.zeros(x.shape)
     if (x < _RAISED_TO).any():
         x, gain = _raised(x, y, gain)
@@ -56,9 +57,11 @@ def log_beta(a: ArrayLike, b: ArrayLike) -> Floats:
 
 def log_below(a: ArrayLike, b: ArrayLike, x: ArrayLike) -> Floats:
     """log P(T < x) for T ~ Beta(a, b), with a and b above 0 and x strictly between 0 and 1."""
-    first, second, at = _together(a, b, x)
-    if first.size <= FEW:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    at = np.asarray(x, dtype=np.float64)
+    if first.size <= FEW and second.size <= FEW and at.size <= FEW:
         return _one_by_one(_log_below, first, second, at)
+    first, second, at = np.broadcast_arrays(first, second, at)
     mean_below = first < (first + second) * at
     tail = _log_above(
         np.where(mean_below, first, second),
@@ -72,10 +75,6 @@ def log_below(a: ArrayLike, b: ArrayLike, x: ArrayLike) -> Floats:
 
 
 # ------------------------------------------------------------ many at once
-def _together(*several: ArrayLike) -> tuple[Floats, ...]:
-    return tuple(np.broadcast_arrays(*(np.asarray(one, dtype=np.float64) for one in several)))
-
-
 def _raised(x: Floats, y: Floats, gain: Floats) -> tuple[Floats, Floats]:
     """B(x, y) = B(x + 1, y) (x + y) / x, as often as needed."""
     ratio: Floats = np.ones(x.shape)
@@ -110,8 +109,12 @@ def _log_above(a: Floats, b: Floats, x: Floats, rest: Floats) -> Floats:
 
 # ------------------------------------------------------------ few: the same formulas in Python's floats
 def _one_by_one(function: Callable[..., float], *several: Floats) -> Floats:
+    shape = several[0].shape
+    if any(each.shape != shape for each in several):
+        several = tuple(np.broadcast_arrays(*several))
+        shape = several[0].shape
     found = [function(*one) for one in zip(*(each.ravel().tolist() for each in several), strict=True)]
-    return np.asarray(found, dtype=np.float64).reshape(several[0].shape)
+    return np.asarray(found, dtype=np.float64).reshape(shape)
 
 
 def _log_beta(x: float, y: float) -> float:

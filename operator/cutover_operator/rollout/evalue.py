@@ -42,9 +42,11 @@ def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, 
     s = np.maximum(np.asarray(successes, dtype=np.float64), 0.0)
     f = np.maximum(np.asarray(failures, dtype=np.float64), 0.0)
     a, b = kappa * limit, kappa * (1.0 - limit)
-    post = log_below(a + s, b + f, limit) if side < 0 else log_below(b + f, a + s, 1.0 - limit)
     prior = _prior_of(float(limit), side, kappa) if limit.ndim == 0 else _prior(a, b, limit, side)
-    value = log_beta(a + s, b + f) + post - prior - s * np.log(limit) - f * np.log1p(-limit)
+    right, wrong = a + s, b + f
+    at = np.broadcast_to(limit, right.shape) if limit.ndim == 0 else limit
+    post = log_below(right, wrong, at) if side < 0 else log_below(wrong, right, 1.0 - at)
+    value = log_beta(right, wrong) + post - prior - s * np.log(limit) - f * np.log1p(-limit)
     return np.asarray(np.clip(value, -LOG_E_BOUND, LOG_E_BOUND), dtype=np.float64)
 
 
