@@ -181,18 +181,22 @@ class _Folding:
         """Slow and all answers per edge, always of the same samples: an edge first asked for in mid-rollout starts
         where the count of all answers stands, never at the beginning."""
         whole: dict[str, Series] = {}
+        fast_ones: dict[str, list[Series]] = {}
         for one in series:
-            if _edge_of(one) == math.inf:
-                whole[series_id(metric, {**one.labels, "le": "+Inf"})] = one
+            edge = _edge_of(one)
+            if edge == math.inf or edge in self.wanted.edges:
+                name = series_id(metric, {**one.labels, "le": "+Inf"})
+                if edge == math.inf:
+                    whole[name] = one
+                else:
+                    fast_ones.setdefault(name, []).append(one)
         for name, total in whole.items():
             arm = total.label("arm") or "candidate"
             before = self.series.get(name)
             restarts = self.restarts_of(total)
             everything = growth(total.samples, before, restarts)
-            for one in series:
+            for one in fast_ones.get(name, ()):
                 edge = _edge_of(one)
-                if edge not in self.wanted.edges or series_id(metric, {**one.labels, "le": "+Inf"}) != name:
-                    continue
                 own_name = series_id(metric, {**one.labels, "le": edge_key(edge)})
                 last = self.series.get(own_name)
                 if last is None and before is not None:

@@ -131,21 +131,22 @@ def merged(series: Iterable[Series]) -> list[Series]:
     job that names no `pod` is left out where another one names it for the same instance.
     """
     series = list(series)
-    with_pod = {_without_pod(one) for one in series if "pod" in one.labels}
-    found: dict[tuple[tuple[str, str], ...], Series] = {}
+    some_lack = any("pod" not in one.labels for one in series)
+    with_pod = {_without_pod(one) for one in series if "pod" in one.labels} if some_lack else set()
+    found: dict[frozenset[tuple[str, str]], Series] = {}
     for one in series:
         if "pod" not in one.labels and "instance" in one.labels and _without_pod(one) in with_pod:
             continue
         named = "instance" in one.labels or "pod" in one.labels
         labels = {k: v for k, v in one.labels.items() if k in OWN_LABELS} if named else dict(one.labels)
-        key = tuple(sorted(labels.items()))
+        key = frozenset(labels.items())
         known = found.get(key)
         found[key] = Series(labels, [*known.samples, *one.samples] if known is not None else one.samples)
     return list(found.values())
 
 
-def _without_pod(one: Series) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((k, v) for k, v in one.labels.items() if k in OWN_LABELS and k != "pod"))
+def _without_pod(one: Series) -> frozenset[tuple[str, str]]:
+    return frozenset((k, v) for k, v in one.labels.items() if k in OWN_LABELS and k != "pod")
 
 
 def usable(value: float) -> bool:
@@ -161,7 +162,10 @@ def increments(
     `restarts`: times of samples that are known to be the first of a new process, whatever their value."""
     counted_until = -math.inf if last is None else last[0]
     # A window holds many samples that were counted before; they are the first to go.
-    for at, value in sorted({at: value for at, value in samples if at > counted_until}.items()):
+    newer = [sample for sample in samples if sample[0] > counted_until]
+    if len(newer) > 1:
+        newer = sorted(dict(newer).items())
+    for at, value in newer:
         if not usable(value):
             continue
         before = last[1] if last is not None else 0.0
@@ -174,6 +178,8 @@ def growth(samples: Sequence[Sample], last: Sample | None, restarts: Container[f
     """The sum of a counter's increments, the sample to go on from, and what was odd about it."""
     counted_until = -math.inf if last is None else last[0]
     newer = [s for s in samples if s[0] > counted_until]
+    if not newer:
+        return Growth(0.0, last)
     added, resets = 0.0, 0
     for _, step, reset in increments(newer, last, restarts):
         added += step
