@@ -50,7 +50,6 @@ def test_two_pods_train_together_and_losing_one_costs_no_attempt(stack: Stack) -
     status = story.follow_training(stack, print, RUN, 900)["status"]
     train = next(stage for stage in status["stages"] if stage["name"] == "train")
     assert (train["attempt"], train.get("failures", 0), train["state"]) == (3, 0, "Done")
-    assert status["progress"]["percent"] == 100
     seconds = {pod["uid"]: pod["gpuSeconds"] for pod in status["pods"]}
     assert {uid for uid in used if seconds.get(uid, 0) > 0} == set(used), "a pod is not on the account"
     assert float(status["gpuHours"]) == pytest.approx(sum(seconds.values()) / 3600, abs=0.01)
