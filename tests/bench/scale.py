@@ -40,7 +40,8 @@ RESULT = ROOT / "build/bench/scale.json"
 SIZES = (500, 2000)
 INTERVAL_SECONDS = 10.0
 SCRAPE_SECONDS = 10.0
-SETTLE_SECONDS = 120.0
+SETTLE_SECONDS = 330.0
+"""While a step is young its ledger is also stored each time the evidence has doubled."""
 WINDOW_SECONDS = 300.0
 """As long as the time between two checkpoints, so that each rollout's checkpoint falls into it once."""
 BREACH_ROUNDS = 3

@@ -47,7 +47,7 @@ def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, 
     at = np.broadcast_to(limit, right.shape) if limit.ndim == 0 else limit
     post = log_below(right, wrong, at) if side < 0 else log_below(wrong, right, 1.0 - at)
     value = log_beta(right, wrong) + post - prior - s * np.log(limit) - f * np.log1p(-limit)
-    return np.asarray(np.clip(value, -LOG_E_BOUND, LOG_E_BOUND), dtype=np.float64)
+    return np.asarray(np.minimum(np.maximum(value, -LOG_E_BOUND), LOG_E_BOUND))
 
 
 def _prior(a: Floats, b: Floats, limit: Floats, side: Side) -> Floats:
