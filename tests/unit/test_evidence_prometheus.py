@@ -164,6 +164,21 @@ async def test_one_query_answers_for_all_rollouts_and_all_metrics(
     assert len(server.queries) == 3, "and so does another edge"
 
 
+async def test_who_is_a_little_late_asks_with_the_others_for_the_longer_window(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    server.series += [*series_of(1.0, value=1, rollout="a"), *series_of(1.0, value=2, rollout="late")]
+    reader = Prometheus(session)
+    windows = {"a": 75, "late": 120, "restarted": 3600}
+    answers = await asyncio.gather(
+        *(reader.read(server.url, want(name), window, 10) for name, window in windows.items())
+    )
+    assert len(server.queries) == 2, "an hour of everybody would be too much"
+    assert sorted(query.endswith("[120s]") for query in server.queries) == [False, True]
+    assert counted(answers[0], "a") == [(-14.0, 0.0), (1.0, 1.0)]
+    assert counted(answers[1], "late") == [(-14.0, 0.0), (1.0, 2.0)]
+
+
 async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:

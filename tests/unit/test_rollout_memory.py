@@ -100,6 +100,21 @@ async def test_a_quiet_step_is_watched_without_reading_or_writing() -> None:
     )
 
 
+async def test_a_look_at_which_nothing_is_written_leaves_the_remembered_world_as_it_is() -> None:
+    town = await started(spec={"steps": LIVE})
+    kube, memory = remembering(town)
+    await live(town)
+    seen = set()
+    for _ in range(5):
+        kube.writes = 0
+        before = list(memory._worlds.values())
+        await ticks(town, 1)
+        same = [now is then for now, then in zip(memory._worlds.values(), before, strict=True)]
+        seen.add((kube.writes == 0, tuple(same)))
+    assert (True, (True,)) in seen
+    assert (True, (False,)) not in seen
+
+
 async def test_a_breach_is_found_at_the_first_look_that_can_see_it() -> None:
     town = await started(spec={"steps": LIVE})
     remembering(town)
