@@ -72,11 +72,6 @@ class _Remembered:
         text = orjson.dumps([getattr(world, name) for name in OBJECTS])
         return cls(rest, zlib.compress(text, 1), gateway, good_until)
 
-    def still_says(self, world: World) -> bool:
-        """Whether a world that was made of this, with newer evidence, would be remembered as this."""
-        now, then = world.evidence, self.rest.evidence
-        return now.scraped_replicas == then.scraped_replicas and now.stored is then.stored
-
     def world(self) -> World:
         objects = dict(zip(OBJECTS, orjson.loads(zlib.decompress(self.objects)), strict=True))
         objects["pods"] = tuple(objects["pods"])
@@ -127,9 +122,6 @@ class Memory:
         read from the cluster, not remembered."""
         known = self._worlds.pop(key, None)
         if isinstance(world, Unreadable) or changes != self.changes(key):
-            return
-        if known is not None and not looked and not written and known.still_says(world):
-            self._worlds[key] = known
             return
         try:
             for obj in written:
