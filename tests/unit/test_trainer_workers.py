@@ -58,6 +58,29 @@ def test_a_request_to_stop_reaches_all(tmp_path: Path) -> None:
     assert run(tmp_path, code, stop=AskedOnceAllListen())[0] == ExitCode.INTERRUPTED
 
 
+def test_a_worker_that_is_asked_before_it_listens_is_interrupted(tmp_path: Path) -> None:
+    class AskedOnceAllAreThere(Stop):
+        @property
+        def requested(self) -> bool:
+            return len(list(tmp_path.glob("worker-*.json"))) == 3
+
+    assert run(tmp_path, STAYS, stop=AskedOnceAllAreThere())[0] == ExitCode.INTERRUPTED
+
+
+def test_a_worker_that_somebody_else_ends_has_failed(tmp_path: Path) -> None:
+    assert run(tmp_path, f"os.kill(os.getpid(), 15) if rank == '1' else {STAYS}") == (143, "1")
+
+
+def test_a_signal_while_python_clears_up_does_not_change_the_end() -> None:
+    late = "class Late:\n    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 15)\nlate = Late()\n"
+    code = f"import os, sys\nfrom cutover_trainer.stopping import Stop\n{late}stop = Stop()\nstop.listen()\n"
+    ends = [
+        subprocess.call([sys.executable, "-c", code + over + "sys.exit(75)"])
+        for over in ("", "stop.over()\n")
+    ]
+    assert ends == [-15, ExitCode.INTERRUPTED]
+
+
 def test_nobody_is_left_behind_a_launcher_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()

@@ -60,11 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
     gpus = compute.gpus * compute.nodes if "train" in stages else 1
     stop = Stop(config.gpu_seconds_left, max(1, gpus))
     stop.listen()
+    code: int = ExitCode.DONE
     for stage in stages:
         code = _run(stage, config, stop, parsed.config)
         if code != ExitCode.DONE:
-            return code
-    return ExitCode.DONE
+            break
+    if arguments is None:
+        stop.over()
+    return code
 
 
 def _read_config(path: Path) -> StageConfig:

@@ -30,6 +30,13 @@ class Stop:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
+    @staticmethod
+    def over() -> None:
+        """Everything is said: from now on the same signals change nothing. Python gives them their deadly meaning back
+        while it clears up, which takes long with torch loaded; an end that was written would become another."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 

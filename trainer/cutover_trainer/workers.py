@@ -55,12 +55,15 @@ def run_workers(
     words = [scratch / f"worker-{local}.json" for local in range(place.workers)]
     workers = [_start(command, place, local, scratch, words[local]) for local in range(place.workers)]
     try:
-        decided = _watch(workers, stop, others)
+        decided, asked = _watch(workers, stop, others)
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
     code = workers[decided].returncode
+    if code == -signal.SIGTERM and asked:
+        # It was not listening yet. What this launcher asked for is no failure of the training.
+        code = ExitCode.INTERRUPTED
     said = words[decided].read_text() if words[decided].exists() else ""
     end = others.settle(End(code if code >= 0 else KILLED_BY_SIGNAL - code, said))
     # Outside a pod there may be no place for it; the worker has logged its result.
@@ -107,11 +110,12 @@ def _die_with_launcher() -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _watch(workers: Sequence[subprocess.Popen[bytes]], stop: Stop, others: Others) -> int:
-    """Until all have ended. The number of the worker whose end is the node's."""
+def _watch(workers: Sequence[subprocess.Popen[bytes]], stop: Stop, others: Others) -> tuple[int, bool]:
+    """Until all have ended. The number of the worker whose end is the node's, and whether they were asked to leave before
+    any had failed."""
     first_failed: int | None = None
     deadline = float("inf")
-    asked = told = False
+    asked = told = over_failure = False
     while any(worker.poll() is None for worker in workers):
         others.turn()
         if first_failed is None:
@@ -125,6 +129,7 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], stop: Stop, others: Other
             others.asked_to_stop()
         if not asked and (stop.requested or first_failed is not None or others.leaving):
             asked = True
+            over_failure = first_failed is not None
             for worker in workers:
                 worker.terminate()
         if time.monotonic() > deadline:
@@ -133,7 +138,7 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], stop: Stop, others: Other
     codes = [worker.poll() for worker in workers]
     if ExitCode.BAD_INPUT in codes:
         # The others failed because this one had left.
-        return codes.index(ExitCode.BAD_INPUT)
+        return codes.index(ExitCode.BAD_INPUT), asked
     if first_failed is None:
         first_failed = next((rank for rank, code in enumerate(codes) if code), 0)
-    return first_failed
+    return first_failed, asked and not over_failure
