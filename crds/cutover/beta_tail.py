@@ -38,7 +38,7 @@ def log_beta(a: ArrayLike, b: ArrayLike) -> Floats:
     """log B(a, b) for a and b above 0."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.size <= FEW and y.size <= FEW:
-        return _one_by_one(_log_beta, x, y)
+        return _one_by_one(log_beta_of_one, x, y)
     x, y = np.broadcast_arrays(x, y)
     gain: Floats = np.zeros(x.shape)
     if (x < _RAISED_TO).any():
@@ -60,7 +60,7 @@ def log_below(a: ArrayLike, b: ArrayLike, x: ArrayLike) -> Floats:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     at = np.asarray(x, dtype=np.float64)
     if first.size <= FEW and second.size <= FEW and at.size <= FEW:
-        return _one_by_one(_log_below, first, second, at)
+        return _one_by_one(log_below_one, first, second, at)
     first, second, at = np.broadcast_arrays(first, second, at)
     mean_below = first < (first + second) * at
     tail = _log_above(
@@ -117,7 +117,8 @@ def _one_by_one(function: Callable[..., float], *several: Floats) -> Floats:
     return np.asarray(found, dtype=np.float64).reshape(shape)
 
 
-def _log_beta(x: float, y: float) -> float:
+def log_beta_of_one(x: float, y: float) -> float:
+    """`log_beta` of two numbers."""
     gain = 0.0
     if x < _RAISED_TO:
         x, gain = _raised_one(x, y, gain)
@@ -140,7 +141,8 @@ def _raised_one(x: float, y: float, gain: float) -> tuple[float, float]:
     return x + _RAISED_TO, gain + math.log(ratio)
 
 
-def _log_below(a: float, b: float, x: float) -> float:
+def log_below_one(a: float, b: float, x: float) -> float:
+    """`log_below` of three numbers."""
     if a < (a + b) * x:
         tail = min(_log_above_one(a, b, x, 1.0 - x), 0.0)
         return math.log1p(-math.exp(tail)) if tail < 0.0 else -math.inf
@@ -154,4 +156,4 @@ def _log_above_one(a: float, b: float, x: float, rest: float) -> float:
     terms = -b * beyond - n * np.log1p(rest * np.expm1(-beyond)) + _LOG_WEIGHT
     top = float(terms.max())
     total = top + math.log(float(np.exp(terms - top).sum()))
-    return total + math.log(scale) + a * math.log(x) + b * math.log(rest) - _log_beta(a, b)
+    return total + math.log(scale) + a * math.log(x) + b * math.log(rest) - log_beta_of_one(a, b)

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
+@lru_cache(maxsize=1024)
 def origin_of(url: str) -> str | None:
     """`scheme://host:port`, the port always there; None for what is no plain http(s) URL or carries credentials."""
     if "\\" in url or any(character.isspace() or ord(character) < 32 for character in url):

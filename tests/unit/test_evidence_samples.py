@@ -8,13 +8,13 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutover_operator.evidence.labels import series_id
 from cutover_operator.evidence.samples import (
     Series,
     growth,
     merged,
     per_second,
     scrape_interval,
-    series_id,
     stale_after_seconds,
 )
 

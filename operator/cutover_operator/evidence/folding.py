@@ -27,6 +27,7 @@ from cutover.contract import (
     SHADOW_PAIRS,
     STRATUM_ALL,
 )
+from cutover_operator.evidence.labels import name_in_ledger, series_id
 from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, HOUR_SECONDS, Ledger, edge_key
 from cutover_operator.evidence.samples import (
     Answer,
@@ -36,7 +37,6 @@ from cutover_operator.evidence.samples import (
     increments,
     merged,
     newest_before,
-    series_id,
     usable,
 )
 from cutover_operator.rollout.evalue import Bettor
@@ -144,7 +144,10 @@ class _Folding:
         """A process that starts anew begins all its counters anew, also those that are past their old value by the
         next scrape: one of them that fell tells of all, because a scrape gives all its samples one time."""
         for one in merged(series):
-            last = self.series.get(series_id(REQUESTS, one.labels))
+            last = self.series.get(name_in_ledger(REQUESTS, one.labels))
+            newer = [value for at, value in one.samples if last is None or at > last[0]]
+            if not newer or (len(newer) == 1 and last is not None and newer[0] >= last[1]):
+                continue
             fallen = {at for at, _, reset in increments(one.samples, last) if reset}
             if fallen:
                 self.restarts.setdefault(_target(one), set()).update(fallen)
@@ -159,7 +162,7 @@ class _Folding:
     def count(
         self, metric: str, one: Series, key: str, cohort: int | None = None, born_at: float | None = None
     ) -> None:
-        name = series_id(metric, one.labels)
+        name = name_in_ledger(metric, one.labels)
         last = self.series.get(name)
         if last is None and born_at is not None:
             # A counter of somebody else: what it held before the rollout began is no evidence about it.
@@ -185,7 +188,7 @@ class _Folding:
         for one in series:
             edge = _edge_of(one)
             if edge == math.inf or edge in self.wanted.edges:
-                name = series_id(metric, {**one.labels, "le": "+Inf"})
+                name = name_in_ledger(metric, one.labels, "+Inf")
                 if edge == math.inf:
                     whole[name] = one
                 else:
@@ -197,7 +200,7 @@ class _Folding:
             everything = growth(total.samples, before, restarts)
             for one in fast_ones.get(name, ()):
                 edge = _edge_of(one)
-                own_name = series_id(metric, {**one.labels, "le": edge_key(edge)})
+                own_name = name_in_ledger(metric, one.labels, edge_key(edge))
                 last = self.series.get(own_name)
                 if last is None and before is not None:
                     last = newest_before(one.samples, before[0]) or min(one.samples, default=None)

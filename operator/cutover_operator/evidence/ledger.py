@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from sys import intern
 from typing import Any
 
 import orjson
@@ -221,7 +222,9 @@ class Ledger:
             schema = document.pop("schema_version")
             if schema > SCHEMA_VERSION:
                 raise LedgerError(f"ledger schema {schema} is newer than this operator's {SCHEMA_VERSION}")
-            document["series"] = {k: (float(at), float(v)) for k, (at, v) in document["series"].items()}
+            document["series"] = {
+                intern(k): (float(at), float(v)) for k, (at, v) in document["series"].items()
+            }
             document["marks"] = tuple(Mark(**m) for m in document["marks"])
             document["bettor"] = Bettor(**document["bettor"])
             document["cohorts"] = {k: (float(c), float(n)) for k, (c, n) in document["cohorts"].items()}

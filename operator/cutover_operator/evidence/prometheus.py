@@ -26,6 +26,7 @@ import aiohttp
 import orjson
 
 from cutover.contract import DURATION, SHADOW_DURATION
+from cutover_operator.evidence.labels import Labels, Names
 from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
 
 WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
@@ -43,6 +44,8 @@ COMPANY_SECONDS = 0.02
 TOGETHER = 250
 """Rollouts in one query: bounds its text and its answer."""
 AT_ONCE = 4
+NAMES_SECONDS = 900.0
+"""A series that no answer named for one to two times as long is read anew when it comes back."""
 """Queries at the same time for one Prometheus."""
 HISTOGRAMS = frozenset({DURATION, SHADOW_DURATION})
 
@@ -139,6 +142,8 @@ class Prometheus:
         self._clock = clock
         self._servers: dict[str, _Server] = {}
         self._flushes: set[asyncio.Task[None]] = set()
+        self._names = Names()
+        self._turned_at = clock()
 
     async def read(self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float) -> Result:
         """The samples of the last `window_seconds`. The rollout is expected to ask again after `again_in_seconds`."""
@@ -214,12 +219,16 @@ class Prometheus:
         self, url: str, members: list[Asked], window_seconds: int, at: float | None = None
     ) -> Result:
         names = {metric for one in members for metric in one.metrics}
-        answer = await self._ask(url, query_for(members, window_seconds), at)
+        if self._clock() - self._turned_at > NAMES_SECONDS:
+            self._turned_at = self._clock()
+            self._names.turn()
+        answer = await self._ask(url, query_for(members, window_seconds), at, self._names)
         if isinstance(answer, Unavailable):
             return dict.fromkeys(names, answer)
         rows: dict[str, list[Series]] = {name: [] for name in names}
         for one in answer.series:
-            name = one.label("__name__")
+            assert isinstance(one.labels, Labels)
+            name = one.labels.metric
             metric = name.removesuffix("_bucket")
             rows.setdefault(metric if metric in HISTOGRAMS else name, []).append(one)
         return {name: Answer(tuple(found), answer.served_at) for name, found in rows.items()}
@@ -244,7 +253,9 @@ class Prometheus:
             found[custom_key(selector)] = await self._ask(url, f"{selector}[{window_seconds}s]", at)
         return found
 
-    async def _ask(self, url: str, query: str, at: float | None = None) -> Answer | Unavailable:
+    async def _ask(
+        self, url: str, query: str, at: float | None = None, names: Names | None = None
+    ) -> Answer | Unavailable:
         form = {"query": query} if at is None else {"query": query, "time": f"{at:.3f}"}
         timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
         try:
@@ -275,7 +286,7 @@ class Prometheus:
         if status != 200:
             return Unavailable("HttpError", f"Prometheus at {url} answered {status}: {_error_text(body)}")
         try:
-            return samples_of(orjson.loads(body), served_at)
+            return samples_of(orjson.loads(body), served_at, names)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Unavailable(
                 "BadAnswer", f"Prometheus at {url} answered something else than samples: {error}"[:512]
@@ -322,7 +333,7 @@ def _error_text(body: bytes) -> str:
         return body[:128].decode("utf-8", "replace")
 
 
-def samples_of(document: Any, served_at: float) -> Answer:
+def samples_of(document: Any, served_at: float, names: Names | None = None) -> Answer:
     """The raw samples in an answer of Prometheus. Raises ValueError, KeyError, TypeError or AttributeError."""
     if document["status"] != "success":
         raise ValueError(f"status {document['status']!r}: {document.get('error', '')}")
@@ -339,7 +350,11 @@ def samples_of(document: Any, served_at: float) -> Answer:
     rows.reverse()
     while rows:
         row = rows.pop()
-        labels = {intern(str(k)): intern(str(v)) for k, v in row["metric"].items()}
+        labels: Mapping[str, str]
+        if names is not None:
+            labels = names.of(row["metric"])
+        else:
+            labels = {intern(str(k)): intern(str(v)) for k, v in row["metric"].items()}
         samples: list[Sample] = []
         before, value = None, math.nan
         for at, text in row.get("values", []):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 from cutover.contract import (
@@ -34,6 +35,7 @@ from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import window_for
 from cutover_operator.evidence.samples import (
+    STALE_SECONDS,
     Answer,
     Asked,
     Series,
@@ -93,6 +95,7 @@ class Read:
     """By gate: why its own counters say nothing now."""
 
 
+@lru_cache(maxsize=4096)
 def asked(wish: Wish) -> Asked:
     """What must be read for the gates of a rollout."""
     edges = frozenset(wish.wanted.edges)
@@ -162,6 +165,8 @@ def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledg
 
 
 def _fresh(series: Sequence[Series], answer: Answer) -> list[Series]:
+    if all(answer.served_at - s.newest <= STALE_SECONDS[0] for s in series):
+        return list(series)
     limit = stale_after_seconds(scrape_interval(series))
     return [s for s in series if answer.served_at - s.newest <= limit]
 

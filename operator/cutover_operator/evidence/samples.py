@@ -6,33 +6,17 @@ Folding two windows one after the other gives what folding their union gives, in
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
+import operator
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-OWN_LABELS = frozenset(
-    {
-        "gateway",
-        "rollout",
-        "arm",
-        "version",
-        "outcome",
-        "le",
-        "agreement",
-        "bin",
-        "reason",
-        "field",
-        "stratum",
-        "result",
-        "score",
-        "instance",
-        "pod",
-    }
-)
-"""Labels our counters carry, and those that tell one target from another."""
+from cutover_operator.evidence.labels import OWN_LABELS, counter_labels
+
+STALE_SECONDS = (15.0, 180.0)
+"""A newest sample younger than the first speaks for now whatever the scrape interval, one older than the last never."""
 
 Sample = tuple[float, float]
 """(Unix seconds by Prometheus's clock, value)."""
@@ -51,7 +35,7 @@ class Series:
     @property
     def newest(self) -> float:
         """Time of the newest sample; minus infinity when there is none."""
-        return max((at for at, _ in self.samples), default=-math.inf)
+        return max(self.samples)[0] if self.samples else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +92,13 @@ class Unavailable:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """What one counter series added after the last sample that was already counted."""
 
     added: float
     last: Sample | None
     resets: int = 0
     refused: int = 0
-
-
-def series_id(metric: str, labels: Mapping[str, str]) -> str:
-    """A short name for a series that does not depend on the order of its labels."""
-    text = "\x1f".join([metric, *(f"{name}={labels[name]}" for name in sorted(labels))])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def merged(series: Iterable[Series]) -> list[Series]:
@@ -131,17 +108,22 @@ def merged(series: Iterable[Series]) -> list[Series]:
     job that names no `pod` is left out where another one names it for the same instance.
     """
     series = list(series)
-    some_lack = any("pod" not in one.labels for one in series)
-    with_pod = {_without_pod(one) for one in series if "pod" in one.labels} if some_lack else set()
-    found: dict[frozenset[tuple[str, str]], Series] = {}
+    if any("pod" not in one.labels for one in series):
+        with_pod = {_without_pod(one) for one in series if "pod" in one.labels}
+        series = [
+            one
+            for one in series
+            if "pod" in one.labels or "instance" not in one.labels or _without_pod(one) not in with_pod
+        ]
+    found: dict[str, Series] = {}
     for one in series:
-        if "pod" not in one.labels and "instance" in one.labels and _without_pod(one) in with_pod:
-            continue
-        named = "instance" in one.labels or "pod" in one.labels
-        labels = {k: v for k, v in one.labels.items() if k in OWN_LABELS} if named else dict(one.labels)
-        key = frozenset(labels.items())
-        known = found.get(key)
-        found[key] = Series(labels, [*known.samples, *one.samples] if known is not None else one.samples)
+        labels = counter_labels(one.labels)
+        known = found.get(labels.key)
+        if known is not None:
+            one = Series(labels, [*known.samples, *one.samples])
+        elif labels is not one.labels:
+            one = Series(labels, one.samples)
+        found[labels.key] = one
     return list(found.values())
 
 
@@ -180,6 +162,11 @@ def growth(samples: Sequence[Sample], last: Sample | None, restarts: Container[f
     newer = [s for s in samples if s[0] > counted_until]
     if not newer:
         return Growth(0.0, last)
+    if len(newer) == 1 and last is not None:
+        # By far the most: one scrape since the last look.
+        at, value = newer[0]
+        if last[1] <= value < math.inf and at not in restarts:
+            return Growth(value - last[1], newer[0])
     added, resets = 0.0, 0
     for _, step, reset in increments(newer, last, restarts):
         added += step
@@ -209,16 +196,20 @@ def stale_after_seconds(interval_seconds: float | None) -> float:
     """Age at which a newest sample is too old to speak for now: three missed scrapes, 15 s to 3 min."""
     if interval_seconds is None:
         return 120.0
-    return min(max(3.0 * interval_seconds, 15.0), 180.0)
+    return min(max(3.0 * interval_seconds, STALE_SECONDS[0]), STALE_SECONDS[1])
 
 
 def per_second(series: Iterable[Series]) -> float | None:
     """Events per second over the window that was read; None when it is too short to tell."""
     added, first, final = 0.0, math.inf, -math.inf
     for one in series:
-        points = sorted((at, value) for at, value in dict(one.samples).items() if usable(value))
+        points = sorted(one.samples)
+        values = [value for _, value in points]
+        rises = all(map(operator.le, values, values[1:])) and values and usable(values[-1]) and values[0] >= 0
+        if not rises:
+            points = sorted((at, value) for at, value in dict(one.samples).items() if usable(value))
         if len(points) < 2:
             continue
-        added += growth(points[1:], points[0]).added
+        added += values[-1] - values[0] if rises else growth(points[1:], points[0]).added
         first, final = min(first, points[0][0]), max(final, points[-1][0])
     return added / (final - first) if final - first >= 1.0 else None

@@ -174,14 +174,24 @@ class Draft:
 
     # ------------------------------------------------------------ writing
     def set(self, **changes: Any) -> None:
-        self.status = self.status.model_copy(update=changes)
+        status = self.status
+        if any(getattr(status, name) != value for name, value in changes.items()):
+            self.status = status.model_copy(update=changes)
 
     def say(self, reason: str, message: str) -> None:
         self.set(reason=reason, message=message[:4096])
 
     def condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition; True when its status is another than before."""
-        before = self.conditions.get(type_)
+        before, generation = self.conditions.get(type_), self.world.generation
+        said = (status, reason, message, generation)
+        if before is not None and said == (
+            before.status,
+            before.reason,
+            before.message,
+            before.observed_generation,
+        ):
+            return False
         changed = before is None or before.status != status
         since = before.last_transition_time if before is not None and not changed else timestamp(self.now)
         self.conditions[type_] = Condition(
@@ -189,7 +199,7 @@ class Draft:
             status=status,
             reason=reason,
             message=message[:32768],
-            observed_generation=self.world.generation,
+            observed_generation=generation,
             last_transition_time=since,
         )
         return changed

@@ -390,4 +390,6 @@ def odd_share(mine: ArrayLike, theirs: ArrayLike, asked: ArrayLike) -> Bools:
     a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     wanted = np.asarray(asked, dtype=np.float64)
     off = np.abs(a / np.maximum(a + b, 1.0) - wanted) > 0.02 + 0.1 * wanted * (1 - wanted)
+    if not off.any():
+        return np.asarray(off)
     return np.asarray(off & refuted(a, b, np.clip(wanted, 1e-12, 1 - 1e-12), SHARE_ALPHA))

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from typing import Literal, TypeVar
 
 from cutover.api.modelrollout import Gate, ModelRolloutSpec, Step
 from cutover.contract import FIELD_OVERALL, LATENCY_EDGES_SECONDS
 from cutover.task import Task
 
+T = TypeVar("T")
 Metric = Literal["accuracy", "latency", "errorRate", "cost", "satisfaction", "custom"]
 
 RISK_SHARES: dict[Metric, float] = {
@@ -77,6 +81,24 @@ def gate_name(gate: Gate) -> str:
     return name[:63].rstrip("-")
 
 
+def _once_per_spec(function: Callable[[ModelRolloutSpec], T]) -> Callable[[ModelRolloutSpec], T]:
+    """What follows from a spec alone is worked out once for it: specs never change, and a remembered one is looked at
+    again and again."""
+    known: dict[int, tuple[weakref.ref[ModelRolloutSpec], T]] = {}
+
+    @wraps(function)
+    def of(spec: ModelRolloutSpec) -> T:
+        number = id(spec)
+        found = known.get(number)
+        if found is None or found[0]() is not spec:
+            forget = weakref.ref(spec, lambda gone: known.pop(number, None))
+            found = known[number] = forget, function(spec)
+        return found[1]
+
+    return of
+
+
+@_once_per_spec
 def named_gates(spec: ModelRolloutSpec) -> tuple[NamedGate, ...]:
     """The gates in the spec's order; equal names get a number."""
     counts: dict[Metric, int] = {}
@@ -101,11 +123,22 @@ def named_gates(spec: ModelRolloutSpec) -> tuple[NamedGate, ...]:
 def proves_accuracy(spec: ModelRolloutSpec, step: Step) -> bool:
     """Whether leaving this step needs every accuracy gate at its full limit: a shadow step that keeps its default."""
     gates = [g for g in named_gates(spec) if g.metric == "accuracy" and g.advances]
-    return step.shadow is not None and bool(gates) and all(g.name in advance_names(spec, step) for g in gates)
+    return step.shadow is not None and bool(gates) and all(g.name in _names_for(spec, step) for g in gates)
 
 
 def advance_names(spec: ModelRolloutSpec, step: Step) -> frozenset[str]:
     """Names of the gates that must pass to leave a step."""
+    names = _advance_names(spec).get(id(step))
+    return names if names is not None else _names_for(spec, step)
+
+
+@_once_per_spec
+def _advance_names(spec: ModelRolloutSpec) -> dict[int, frozenset[str]]:
+    """By the steps of the spec, which live as long as it does."""
+    return {id(step): _names_for(spec, step) for step in spec.steps}
+
+
+def _names_for(spec: ModelRolloutSpec, step: Step) -> frozenset[str]:
     gates = [g for g in named_gates(spec) if g.advances]
     if step.gates is not None:
         return frozenset(step.gates)
@@ -150,6 +183,7 @@ def cost_limit(spec: ModelRolloutSpec) -> float | None:
     return min((g.limit for g in spec.gates if g.metric == "cost" and g.limit is not None), default=None)
 
 
+@_once_per_spec
 def steps_hash(spec: ModelRolloutSpec) -> str:
     """Digest of what a step means: the steps and the gates."""
     part = spec.model_dump(mode="json", include={"steps", "gates"})

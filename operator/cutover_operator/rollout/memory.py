@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import orjson
 
-from cutover.api.modelrollout import ModelRollout
+from cutover.api.base import ApiModel
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus
 from cutover.route import GatewayConfig
 from cutover_operator.evidence.ledger import LedgerError
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
@@ -56,8 +58,8 @@ class _Remembered:
         seen = world.evidence
         rest = World(
             parent={},
-            spec=None,  # type: ignore[arg-type]  # read again from the text
-            status=None,  # type: ignore[arg-type]
+            spec=_sharing(world.spec),
+            status=None,  # type: ignore[arg-type]  # read again from the text
             site=world.site,
             remembered=True,
             known_gateways=world.known_gateways,
@@ -75,15 +77,27 @@ class _Remembered:
     def world(self) -> World:
         objects = dict(zip(OBJECTS, orjson.loads(zlib.decompress(self.objects)), strict=True))
         objects["pods"] = tuple(objects["pods"])
-        rollout = ModelRollout.from_object(objects["parent"])
         return replace(
             self.rest,
             **objects,
-            spec=rollout.spec,
-            status=rollout.status,
+            status=ModelRolloutStatus.model_validate(objects["parent"].get("status") or {}),
             gateway=GatewayConfig.model_validate_json(self.gateway),
             route=read_route(objects["route_map"]),
         )
+
+
+_parts: WeakValueDictionary[tuple[type[ApiModel], str], ApiModel] = WeakValueDictionary()
+"""Parts of remembered specs by what they say: rollouts that were made from one template hold them together."""
+
+
+def _sharing(spec: ModelRolloutSpec) -> ModelRolloutSpec:
+    """The same spec, made of parts that others have too. Not the steps: two that are alike are still two."""
+    parts: dict[str, Any] = {name: _part(part) for name, part in spec if isinstance(part, ApiModel)}
+    return spec.model_copy(update={**parts, "gates": [_part(gate) for gate in spec.gates]})
+
+
+def _part(part: ApiModel) -> ApiModel:
+    return _parts.setdefault((type(part), part.model_dump_json()), part)
 
 
 def _address(config_map: Object | None) -> Object | None:

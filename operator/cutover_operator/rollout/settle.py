@@ -118,6 +118,8 @@ def _events(ledger: Ledger, step: int) -> float:
 def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
     if not (draft.holds_route or draft.taking_route or _must_restore(draft)):
         return
+    if _route_stays(draft):
+        return
     wanted = _wanted_route(draft)
     if wanted is None:
         return
@@ -141,6 +143,23 @@ def _route(draft: Draft, before: list[Action], after: list[Action]) -> None:
     )
     (before if draft.taking_route else after).append(swap)
     draft.again(min(OUT_OF_SYNC_SECONDS, draft.interval_seconds))
+
+
+def _route_stays(draft: Draft) -> bool:
+    """Nothing is another than when this world was looked at as a whole, and then the route was as it must be. Rendering
+    it costs more than judging a gate."""
+    world, status, before = draft.world, draft.status, draft.world.status
+    route = world.route
+    return (
+        world.remembered
+        and draft.holds_route
+        and route is not None
+        and route.rollout == draft.key
+        and (status.phase, status.finish, status.weight, status.shadow, status.step)
+        == (before.phase, before.finish, before.weight, before.shadow, before.step)
+        and confidence_in_force(draft) == route.fallback_rules.confidence
+        and _label_probabilities(draft) == route.labels.probability
+    )
 
 
 def _must_restore(draft: Draft) -> bool:
