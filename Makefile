@@ -102,8 +102,8 @@ chart: crds ## Package the chart into build/
 	$$($(RUN)/python -m cluster.tools helm) package charts/cutover --destination build
 
 .PHONY: bench-scale
-bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus, beside Argo Rollouts' figures
-	$(RUN)/python -m bench.scale
+bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus, beside Argo Rollouts' figures; SIZES
+	$(RUN)/python -m bench.scale --sizes $(or $(SIZES),500 2000)
 
 .PHONY: bench-gateway
 bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and LiteLLM; ROUNDS, REQUESTS
