@@ -333,6 +333,10 @@ def test_selectors_match_their_own_pods_only(variant: str) -> None:
         ({"assessments": {"pictures": {"retentionDays": 0}}}, "retentionDays"),
         ({"assessments": {"extraEnv": [{"name": "A", "valueFrom": {"fieldRef": {}}}]}}, "extraEnv"),
         ({"auth": {"token": "secret"}}, "token"),
+        ({"networkPolicy": {"enabled": True, "prometheus": []}}, "prometheus"),
+        ({"networkPolicy": {"scrapers": [{}]}}, "scrapers"),
+        ({"networkPolicy": {"applications": [{"ipBlock": {"cidr": "10.0.0.1"}}]}}, "cidr"),
+        ({"networkPolicy": {"applications": [{"podSelector": {"app": "claims"}}]}}, "app"),
         # what a schema cannot say
         ({"gateways": [{**GATEWAY, "defaultProvider": "gpt-5"}]}, "is not one of its providers (gpt-4)"),
         (
