@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from cutover_server.gateway.listening import Listening
 from cutover_server.listener import BYE, GONE, HELD, HERE, HOLD, NONE, TAKE, listen_on
 from fakes.gateway_rig import Rig, free_port, running, until
 
@@ -235,6 +236,27 @@ async def test_a_gateway_that_leaves_in_order_leaves_no_socket_behind(pod: Pod) 
     pod.start_gateway()
     await pod.serves()
     await assert_answered([pod.connect()])
+
+
+async def test_a_port_that_is_taken_is_waited_for_and_given_up_on_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a holder that cannot be asked: it lets go when no gateway comes."""
+    monkeypatch.setattr("cutover_server.gateway.listening._PATIENCE_SECONDS", 0.0)
+    port = free_port()
+    mine = Listening(tmp_path / "nobody", "127.0.0.1", port)
+    with listen_on("127.0.0.1", port):
+        opening = asyncio.create_task(mine.open())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(opening), 0.5)
+    with contextlib.closing(mine):
+        made = await opening
+        assert made is not None
+        with made:
+            assert made.getsockname()[1] == port
+            monkeypatch.setattr("cutover_server.gateway.listening._TAKEN_SECONDS", 0.2)
+            with pytest.raises(OSError, match="in use"):
+                await Listening(tmp_path / "nobody", "127.0.0.1", port).open()
 
 
 # ---------------------------------------------------------------------- the holder alone

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 1.0
 _PATIENCE_SECONDS = 3.0
 """How long a holder that starts together with the gateway is waited for."""
+_TAKEN_SECONDS = 20.0
+"""After that: longer than a holder that cannot be asked, but has the port, keeps it."""
 _AGAIN_SECONDS = 0.5
 
 
@@ -55,8 +57,10 @@ class Listening:
                         "no listener at %s (%s): a kill will refuse connections", self._holder, missing
                     )
                     break
-                except OSError:  # the holder may just have come, and have the port
-                    if now() >= alone_at + _PATIENCE_SECONDS:
+                except (
+                    OSError
+                ):  # the holder has the port: it has just come, or cannot be asked and will give it up
+                    if now() >= alone_at + _TAKEN_SECONDS:
                         raise
             await asyncio.sleep(0.1)
         self._copy = found.dup()
