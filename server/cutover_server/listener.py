@@ -26,7 +26,7 @@ from cutover.contract import PORT_APP
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
-HOLD_SECONDS = 15.0
+HOLD_SECONDS = 20.0
 """Longer than kubelet waits with a container that ended for the second time (10 s), and the gateway's start."""
 
 # What gateway and holder say to each other, one packet each.

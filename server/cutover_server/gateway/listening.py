@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 1.0
 _PATIENCE_SECONDS = 3.0
 """How long a holder that starts together with the gateway is waited for."""
-_TAKEN_SECONDS = 20.0
+_TAKEN_SECONDS = 25.0
 """After that: longer than a holder that cannot be asked, but has the port, keeps it."""
 _AGAIN_SECONDS = 0.5
 
