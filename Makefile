@@ -114,12 +114,12 @@ soak-outage: setup ## Prometheus away at every step of a rollout on the node; no
 	$(RUN)/python -m soak.outage
 
 .PHONY: soak-gateway
-soak-gateway: setup ## Arms, database, API server, Prometheus and gateways of the node go and come back; counted by id
-	$(RUN)/python -m soak.gateway
+soak-gateway: setup ## Arms, database, API server, Prometheus and gateways of the node go and come back; counted by id (SHORT=1: five phases)
+	$(RUN)/python -m soak.gateway $(if $(SHORT),--short)
 
 .PHONY: soak-gateway-processes
 soak-gateway-processes: setup ## The same on local processes, without Kubernetes
-	$(RUN)/python -m soak.gateway --processes
+	$(RUN)/python -m soak.gateway --processes $(if $(SHORT),--short)
 
 .PHONY: soak-vllm
 soak-vllm: setup build/vllm/.installed ## Ask a real vLLM (on the CPU) anew what tests/fixtures/vllm holds; twenty minutes, 6 GB

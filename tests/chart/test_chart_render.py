@@ -18,6 +18,7 @@ from cluster import tools
 from cutover import contract
 from cutover.route import GatewayConfig
 from cutover.task import Task
+from cutover_server.listener import HOLD_SECONDS
 
 pytestmark = pytest.mark.chart
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,6 +203,43 @@ def test_the_keys_of_applications_come_from_a_secret_and_only_if_asked_for() -> 
     assert "CUTOVER_CLIENT_KEYS_FILE" not in environment(rendered(*VARIANTS["full"]), "StatefulSet", "second")
 
 
+def test_the_listening_socket_outlives_the_gateway_unless_that_is_switched_off() -> None:
+    documents = rendered(*VARIANTS["full"])
+    pod = find(documents, "StatefulSet", "assess")["spec"]["template"]["spec"]
+    (listener,) = pod["initContainers"]
+    (gateway,) = pod["containers"]
+    assert listener["restartPolicy"] == "Always", "a sidecar, which ends after the gateway"
+    assert listener["image"] == gateway["image"]
+    told = {entry["name"]: entry.get("value") for entry in listener["env"]}
+    assert told["CUTOVER_LISTENER_HOLD_SECONDS"] == "8"
+    where = environment(documents, "StatefulSet", "assess")["CUTOVER_LISTENER_SOCKET"]
+    assert told["CUTOVER_LISTENER_SOCKET"] == where
+    (shared,) = (volume for volume in pod["volumes"] if volume["name"] == "listener")
+    assert "emptyDir" in shared
+    for container in (listener, gateway):
+        (folder,) = (one["mountPath"] for one in container["volumeMounts"] if one["name"] == "listener")
+        assert str(Path(where).parent) == folder, container["name"]
+    assert {one["name"] for one in listener["volumeMounts"]} == {"listener"}, "no spool, no keys"
+    assert listener["resources"]["limits"] == {"memory": "24Mi"}
+
+    without = find(documents, "StatefulSet", "second")["spec"]["template"]["spec"]
+    assert "initContainers" not in without
+    assert "listener" not in {volume["name"] for volume in without["volumes"]}
+    assert "CUTOVER_LISTENER_SOCKET" not in environment(documents, "StatefulSet", "second")
+
+
+def test_the_listener_holds_the_address_its_gateway_serves_and_waits_as_long_as_the_program_does() -> None:
+    gateway = {
+        **GATEWAY,
+        "extraEnv": [{"name": "CUTOVER_HOST", "value": "::"}, {"name": "LANG", "value": "C"}],
+    }
+    pod = find(rendered(*values(gateways=[gateway])), "StatefulSet", "assess")["spec"]["template"]["spec"]
+    told = {entry["name"]: entry["value"] for entry in pod["initContainers"][0]["env"]}
+    assert told["CUTOVER_HOST"] == "::"
+    assert "LANG" not in told
+    assert float(told["CUTOVER_LISTENER_HOLD_SECONDS"]) == HOLD_SECONDS
+
+
 def test_a_database_and_a_picture_store_elsewhere_need_no_claim() -> None:
     documents = rendered(*VARIANTS["full"])
     assert "PersistentVolumeClaim" not in {document["kind"] for document in documents}
@@ -290,9 +328,15 @@ def test_selectors_match_their_own_pods_only(variant: str) -> None:
         ),
         ({"gateways": [{**GATEWAY, "task": {"name": "t"}}]}, "answerSchema"),
         ({"gateways": [{**GATEWAY, "terminationGracePeriodSeconds": 5}]}, "terminationGracePeriodSeconds"),
+        ({"gateways": [{**GATEWAY, "listener": {"holdSeconds": 0}}]}, "holdSeconds"),
+        ({"gateways": [{**GATEWAY, "listener": {"hold": 5}}]}, "hold"),
         ({"assessments": {"pictures": {"retentionDays": 0}}}, "retentionDays"),
         ({"assessments": {"extraEnv": [{"name": "A", "valueFrom": {"fieldRef": {}}}]}}, "extraEnv"),
         ({"auth": {"token": "secret"}}, "token"),
+        ({"networkPolicy": {"enabled": True, "prometheus": []}}, "prometheus"),
+        ({"networkPolicy": {"scrapers": [{}]}}, "scrapers"),
+        ({"networkPolicy": {"applications": [{"ipBlock": {"cidr": "10.0.0.1"}}]}}, "cidr"),
+        ({"networkPolicy": {"applications": [{"podSelector": {"app": "claims"}}]}}, "app"),
         # what a schema cannot say
         ({"gateways": [{**GATEWAY, "defaultProvider": "gpt-5"}]}, "is not one of its providers (gpt-4)"),
         (
@@ -374,8 +418,9 @@ def test_pods_are_restricted(variant: str) -> None:
             assert inner["allowPrivilegeEscalation"] is False, name
             assert inner["capabilities"] == {"drop": ["ALL"]}, name
             assert inner["readOnlyRootFilesystem"] is True, name
+            assert "hostPort" not in str(container.get("ports")), name
+        for container in spec["containers"]:
             assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}, name
-            assert "hostPort" not in str(container["ports"]), name
 
 
 def test_only_operator_and_gateways_hold_a_token() -> None:

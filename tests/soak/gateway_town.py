@@ -1,4 +1,5 @@
-"""The soak's town of local processes: two gateways, the assessments service and PostgreSQL are real and die for real.
+"""The soak's town of local processes: two gateways with their listeners, the assessments service and PostgreSQL are real
+and die for real.
 
 In the place of Kubernetes stand a route file and a balancer that, like kube-proxy, gives each new connection to one of
 the gateways that say they are ready. The models are stand-ins in this process.
@@ -98,6 +99,7 @@ class Processes:
         self._stack.callback(self._end_processes)
         self._start("assessments", "cutover_server.assessments.main", self._assessments_environment())
         for gateway in self.gateways:
+            self._start(f"listener-{gateway}", "cutover_server.listener", self._listener_environment(gateway))
             self._start_gateway(gateway)
         for gateway in self.gateways:
             self.back(gateway)
@@ -186,8 +188,15 @@ class Processes:
             "CUTOVER_PORT_OPS": str(self._ports["assessments-ops"]),
         }
 
+    def _listener_environment(self, gateway: str) -> dict[str, str]:
+        return {
+            "CUTOVER_LISTENER_SOCKET": str(self.folder / f"listener-{gateway}"),
+            "CUTOVER_PORT_APP": str(self._ports[gateway]),
+            "CUTOVER_HOST": "127.0.0.1",
+        }
+
     def _start_gateway(self, gateway: str) -> None:
-        environment = {
+        environment = self._listener_environment(gateway) | {
             "CUTOVER_GATEWAY_NAME": "assessor",
             "CUTOVER_GATEWAY_CONFIG": str(self.folder / "gateway.yaml"),
             "CUTOVER_ROUTE_FILE": str(self.folder / "route.json"),
@@ -196,9 +205,7 @@ class Processes:
             "CUTOVER_ASSESSMENTS_URL": f"http://127.0.0.1:{self._ports['assessments']}",
             "CUTOVER_INTERNAL_TOKEN": TOKENS["CUTOVER_INTERNAL_TOKEN"],
             "CUTOVER_KEYS_FOLDER": str(self.folder / "keys"),
-            "CUTOVER_PORT_APP": str(self._ports[gateway]),
             "CUTOVER_PORT_OPS": str(self._ports[f"{gateway}-ops"]),
-            "CUTOVER_HOST": "127.0.0.1",
             "CUTOVER_LAST_ARM_SECONDS": "5",
             "CUTOVER_DRAIN_DELAY_SECONDS": "1",
             "CUTOVER_DRAIN_SECONDS": "20",

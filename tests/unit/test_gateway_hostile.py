@@ -315,6 +315,19 @@ async def test_an_admin_may_choose_the_arm_and_it_counts_for_no_rollout(tmp_path
         assert await rig.value("cutover_requests_total", rollout="0123456789abc") == 0
 
 
+async def test_an_arm_that_an_admin_chose_is_not_exchanged_for_another(tmp_path: Path) -> None:
+    text = "See ![](http://10.0.0.1/a.png)"
+    async with hostile_ground(tmp_path) as (rig, _, _):
+        fetching = rig.candidate_arm.model_copy(update={"fetches_from_text": True})
+        rig.write_route(rig.route(generation=2, candidate=fetching))
+        await rig.generation(2)
+        for arm, status in (("candidate", 400), ("control", 200)):
+            headers = {"authorization": f"Bearer {ADMIN_KEY}", "x-cutover-arm": arm}
+            answer = await rig.ask(1, "house-1", headers=headers, tool_prompt=text)
+            assert (answer.status, answer.headers["x-cutover-arm"]) == (status, arm)
+        assert rig.candidate.seen == []
+
+
 async def test_keys_are_followed_when_their_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

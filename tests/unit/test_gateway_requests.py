@@ -61,18 +61,49 @@ async def test_no_markdown_picture_reaches_an_arm_that_would_fetch_it(rig: Rig, 
     body["messages"].append({"role": "user", "content": content})
     tool = chat_body(data_url(picture(1)), tool_prompt="![](http://10.0.0.1/a.png)")
     harmless = chat_body(data_url(picture(1)), user="[a link](http://10.0.0.1/) is no picture!")
-    async with rig.all(rig.route()):
-        assert (await rig.post(body)).status == 200, "for other arms it is text like any other"
-        seen = len(rig.control.seen) + len(rig.candidate.seen)
-        fetching = rig.candidate_arm.model_copy(update={"fetches_from_text": True})
-        rig.write_route(rig.route(generation=2, candidate=fetching))
+    route = rig.route(weight_basis_points=10_000, shadow_basis_points=10_000)
+    fetching = rig.candidate_arm.model_copy(update={"fetches_from_text": True})
+    async with rig.all(route):
+        plain = await rig.post(body)
+        assert (plain.status, plain.headers["x-cutover-arm"]) == (200, "candidate"), "a text like any other"
+        rig.write_route(route.model_copy(update={"generation": 2, "candidate": fetching}))
         await rig.generation(2)
-        for refused in (body, tool):
-            answer = await rig.post(refused)
-            assert (answer.status, answer.document["error"]["code"]) == (400, "markdown_picture")
-        assert len(rig.control.seen) + len(rig.candidate.seen) == seen
-        assert (await rig.post(harmless)).status == 200
-        assert await rig.value("cutover_requests_total", outcome="rejected") == 2
+        seen = len(rig.candidate.seen)
+        for sent in (body, tool, {**body, "stream": True}):
+            answer = await rig.post(sent)
+            assert (answer.status, answer.headers["x-cutover-arm"]) == (200, "control")
+            record = await until(lambda key=answer.headers["x-request-id"]: rig.assessments.records.get(key))
+            assert (record["rollout"], record["chosen"], record["sampled"]) == ("none", "control", False)
+        # The control fails them: still nobody asks the candidate.
+        rig.control.behaviour.error_share = 1.0
+        assert (await rig.post(body)).status == 502
+        rig.control.behaviour.error_share = 0.0
+        assert (await rig.post(harmless)).headers["x-cutover-arm"] == "candidate"
+        assert len(rig.candidate.seen) == seen + 1
+        assert await rig.value("cutover_requests_total", rollout="none", arm="control", outcome="ok") == 3
+        mine = {"rollout": route.rollout}
+        assert await rig.value("cutover_requests_total", **mine) == 2, "the plain one and the harmless one"
+        assert await rig.value("cutover_shadow_pairs_total", **mine) == 0
+        assert await rig.value("cutover_shadow_dropped_total", **mine) == 0
+
+
+async def test_a_markdown_picture_is_refused_when_every_arm_would_fetch_it(rig: Rig) -> None:
+    body = chat_body(data_url(picture(1)), tool_prompt="![](http://10.0.0.1/a.png)")
+    fetches = {"fetches_from_text": True}
+    control = rig.control_arm.model_copy(update=fetches)
+    route = rig.route(control=control, fallback=control, candidate=rig.candidate_arm)
+    async with rig.all(route):
+        answer = await rig.post(body)
+        assert (answer.status, answer.document["error"]["code"]) == (400, "markdown_picture")
+        assert rig.control.seen == rig.candidate.seen == [], "the candidate may answer nobody yet"
+        assert await rig.value("cutover_requests_total", rollout="none", outcome="rejected") == 1
+        assert await rig.value("cutover_requests_total", rollout=route.rollout) == 0
+        rig.write_route(route.model_copy(update={"generation": 2, "fallback": rig.control_arm}))
+        await rig.generation(2)
+        answer = await rig.post(body)
+        assert (answer.status, answer.headers["x-cutover-arm"]) == (200, "control"), (
+            "the fallback in its place"
+        )
 
 
 async def test_the_answer_is_an_openai_completion_under_our_id(rig: Rig) -> None:

@@ -121,6 +121,18 @@ topologySpreadConstraints:
         {{- . | nindent 8 }}
 {{- end -}}
 
+{{/* A NetworkPolicy's rule; none where nobody is named, for without peers it would let everybody in:
+(dict "port" 8080 "peers" (list ...)) */}}
+{{- define "cutover.ingressRule" -}}
+{{- if .peers -}}
+- ports:
+    - port: {{ .port }}
+      protocol: TCP
+  from:
+    {{- toYaml .peers | nindent 4 }}
+{{- end -}}
+{{- end -}}
+
 {{- define "cutover.podIdentity" -}}
 - name: POD_NAME
   valueFrom:

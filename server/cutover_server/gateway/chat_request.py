@@ -96,8 +96,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return document
 
 
-def refuse_markdown_pictures(request: ChatRequest) -> None:
-    """For arms that open the URL of a picture in Markdown, wherever in the prompt it stands. Raises ApiError, a 400.
+def holds_markdown_picture(request: ChatRequest) -> bool:
+    """Whether an arm that opens the URL of a picture in Markdown, wherever in the prompt it stands, must not see this.
 
     TGI joins the text parts of a message, puts its template around them and then looks for pictures, so the
     beginning of one is enough. Pictures as content parts are not concerned: they are fetched here, with the guard.
@@ -110,14 +110,18 @@ def refuse_markdown_pictures(request: ChatRequest) -> None:
         texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
         others += _strings({key: value for key, value in message.items() if key != "content"})
     others += _strings({key: value for key, value in request.document.items() if key != "messages"})
-    if any(_MARKDOWN_PICTURE in text for text in ("".join(texts), *others)):
-        raise ApiError(
-            400,
-            f"messages: a text holds {_MARKDOWN_PICTURE}, the beginning of a Markdown picture, which a model in use "
-            "would fetch; send pictures as content parts of type image_url.",
-            param="messages",
-            code="markdown_picture",
-        )
+    return any(_MARKDOWN_PICTURE in text for text in ("".join(texts), *others))
+
+
+def markdown_picture_refused() -> ApiError:
+    """For a request whose text holds a Markdown picture, when no arm may answer it."""
+    return ApiError(
+        400,
+        f"messages: a text holds {_MARKDOWN_PICTURE}, the beginning of a Markdown picture, which every model that may "
+        "answer would fetch; send pictures as content parts of type image_url.",
+        param="messages",
+        code="markdown_picture",
+    )
 
 
 def _strings(value: Any) -> list[str]:

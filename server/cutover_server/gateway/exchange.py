@@ -20,15 +20,21 @@ import aiohttp
 from cutover import contract
 from cutover.fetch import FetchPolicy
 from cutover.records import ArmName
-from cutover.route import Arm, LabelSampling, assigned_to_candidate, mirrored, mirrored_for_label
+from cutover.route import Arm, assigned_to_candidate, mirrored, mirrored_for_label
 from cutover_server.gateway import settlement as rules
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.case import Case
-from cutover_server.gateway.chat_request import ChatRequest, messages_as_kept, refuse_markdown_pictures
+from cutover_server.gateway.chat_request import (
+    ChatRequest,
+    holds_markdown_picture,
+    markdown_picture_refused,
+    messages_as_kept,
+)
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.openai_shape import ApiError, header_text, rewritten
+from cutover_server.gateway.overriding import has_fetching_arm, outside_the_rollout, past_fetching_arms
 from cutover_server.gateway.pictures import Picture, open_pictures
 from cutover_server.gateway.pressure import Reservation
 from cutover_server.gateway.reading import Reading
@@ -78,11 +84,8 @@ class Exchange:
     async def admit(self, request: ChatRequest, request_id: str, reservation: Reservation) -> Case:
         """Chooses the arm, opens the pictures and sends them on their way to the spool. Raises ApiError."""
         received, started = self.wall_clock(), time.monotonic()
-        in_force = self.board.current
         key = request.assessment_id or request_id
-        chosen: ArmName = "candidate" if assigned_to_candidate(in_force.route, key) else "control"
-        if request.forced_arm is not None:
-            in_force, chosen = _outside_the_rollout(in_force), request.forced_arm
+        in_force, chosen, unanswerable = self._assign(request, key)
         route = in_force.route
         arm = route.candidate if chosen == "candidate" else route.control
         if arm is None:
@@ -92,8 +95,8 @@ class Exchange:
             contract.HEADER_ARM: chosen,
         }
         try:
-            if any(one.fetches_from_text for one in (route.control, route.candidate, route.fallback) if one):
-                refuse_markdown_pictures(request)
+            if unanswerable is not None:
+                raise unanswerable
             pictures = await open_pictures(
                 request.pictures, self.fetch_policy, self.fetch_session, reservation.add
             )
@@ -113,6 +116,21 @@ class Exchange:
             started=started,
             deadline=started + self.request_seconds,
         )
+
+    def _assign(self, request: ChatRequest, key: str) -> tuple[InForce, ArmName, ApiError | None]:
+        """The route for this request, its arm, and why no arm may answer it, if that is so."""
+        in_force = self.board.current
+        route, forced = in_force.route, request.forced_arm
+        chosen: ArmName = forced or ("candidate" if assigned_to_candidate(route, key) else "control")
+        # Only a route with an arm that opens what it reads costs a look at every text.
+        if has_fetching_arm(route) and holds_markdown_picture(request):
+            found = past_fetching_arms(route, chosen, fixed=forced is not None)
+            if found is None:
+                return in_force.with_route(outside_the_rollout(route)), chosen, markdown_picture_refused()
+            return in_force.with_route(found[0]), found[1], None
+        if forced is not None:
+            in_force = in_force.with_route(outside_the_rollout(route))
+        return in_force, chosen, None
 
     async def conclude(self, case: Case, attempts: list[Attempt]) -> None:
         """Writes down, counts and mirrors what came of a request."""
@@ -206,12 +224,6 @@ def _copied(case: Case) -> bool:
 def _makes_pair(case: Case, settled: rules.Settlement, attempts: list[Attempt]) -> bool:
     """Whether there is an answer of the control to compare the candidate's with."""
     return _copied(case) and settled.outcome == "ok" and attempts[0].reading.answer is not None
-
-
-def _outside_the_rollout(in_force: InForce) -> InForce:
-    """The same arms, but what is asked of them is no evidence: not assigned by chance, so counted for no rollout."""
-    apart = {"rollout": contract.ROLLOUT_NONE, "shadow_basis_points": 0, "labels": LabelSampling()}
-    return InForce(in_force.route.model_copy(update=apart), in_force.is_valid)
 
 
 def settle(attempts: list[Attempt]) -> rules.Settlement:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import httptools
 
 from cutover_server.gateway.http_visit import Answer, Head, Visit, response_head
 from cutover_server.gateway.openai_shape import ApiError
+from cutover_server.listener import BACKLOG
 
 log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
@@ -28,7 +30,6 @@ MAX_HEAD_BYTES = 65_536
 _FRAMING = ("content-length", "transfer-encoding")
 _KEEP_ALIVE_SECONDS = 75.0
 _DISCARD_SECONDS = 1.0
-_BACKLOG = 2048
 _READ_BYTES = 262_144
 """Of one read: a photograph arrives in one or two."""
 _SMALL_BYTES = 4096
@@ -69,11 +70,15 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._empty = asyncio.Event()
 
-    async def listen(self) -> None:
-        """Raises OSError when the port is taken."""
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), self._host, self._port, backlog=_BACKLOG
-        )
+    async def listen(self, made: socket.socket | None = None) -> None:
+        """On a socket that listens already, else on one of its own. Raises OSError when the port is taken."""
+        loop = asyncio.get_running_loop()
+        if made is None:
+            self._listener = await loop.create_server(
+                lambda: Connection(self), self._host, self._port, backlog=BACKLOG
+            )
+        else:
+            self._listener = await loop.create_server(lambda: Connection(self), sock=made, backlog=BACKLOG)
 
     async def serve(self) -> None:
         """Until `stopping` is set, and then until nobody is served any more or the drain's time is over."""

@@ -2,7 +2,8 @@
 
 It starts without the API server, the assessments service, or any arm. On SIGTERM it says it is not ready, waits for
 endpoints to forget it, lets requests in flight finish, flushes the spool and makes one attempt to deliver it; what is
-left waits on disk. A pod's grace period has to cover the delay, the drain and six seconds.
+left waits on disk. A pod's grace period has to cover the delay, the drain and six seconds. Before the port closes, the
+holder of its socket is told goodbye (see `listening`); a process that is killed leaves it to the next.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cutover_server.gateway.callers import Callers
 from cutover_server.gateway.exchange import Exchange
 from cutover_server.gateway.http_pool import HttpPool
 from cutover_server.gateway.http_server import Limits, Server
+from cutover_server.gateway.listening import Listening
 from cutover_server.gateway.metrics import GatewayMetrics
 from cutover_server.gateway.pressure import InFlight
 from cutover_server.gateway.route_board import RouteBoard
@@ -135,14 +137,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         app_server = Server(faces.visit, settings.host, settings.port_app, settings.drain_seconds, limits)
         ops_server = Server(operations.visit, settings.host, settings.port_ops, 1.0)
 
+        listening = Listening(settings.listener_socket, settings.host, settings.port_app)
+        stack.callback(listening.close)
+
+        # At once, which ends the holder's patience; who waits there is answered when the route is known.
+        opening = asyncio.create_task(listening.open())
         await ops_server.listen()
         ops = asyncio.create_task(ops_server.serve())
         watching = asyncio.create_task(watch.run())
         sending = asyncio.create_task(sender.run())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
-        await app_server.listen()
+        await app_server.listen(await opening)
         app = asyncio.create_task(app_server.serve())
+        keeping = asyncio.create_task(listening.keep())
         # What is there now stays; what a request leaves behind is freed by counting, so cycles are looked for seldom.
         gc.collect()
         gc.freeze()
@@ -157,6 +165,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         log.info("draining")
         if stop.is_set():
             await asyncio.sleep(settings.drain_delay_seconds)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await listening.goodbye()
         app_server.stopping.set()
         # Side by side: mirrored requests get no time of their own out of the pod's grace period.
         await asyncio.gather(app, shadow.drain(settings.drain_seconds), return_exceptions=True)

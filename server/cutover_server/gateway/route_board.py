@@ -32,6 +32,10 @@ class InForce:
     is_valid: Callable[[object], bool]
     """Whether an answer fits the task's schema."""
 
+    def with_route(self, route: Route) -> InForce:
+        """Another route to the same task."""
+        return InForce(route, self.is_valid)
+
 
 class RouteRefused(ValueError):
     """The document is no route; the message says why and holds no more of it than that."""

@@ -44,6 +44,8 @@ class Settings:
     port_app: int = PORT_APP
     port_ops: int = PORT_OPS
     host: str = "0.0.0.0"  # noqa: S104
+    listener_socket: Path | None = None
+    """Unix socket of `cutover-listener`, which holds the application's port; None: the gateway listens by itself."""
     max_body_bytes: int = 20_000_000
     max_in_flight_bytes: int = 256_000_000
     max_spool_bytes: int = 2_000_000_000
@@ -113,6 +115,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if streaming not in ("buffered", "passthrough"):
         raise SettingsError(f"CUTOVER_STREAMING: {streaming!r} is neither buffered nor passthrough")
     keys_file = environment.get("CUTOVER_CLIENT_KEYS_FILE", "").strip()
+    listener_socket = environment.get("CUTOVER_LISTENER_SOCKET", "").strip()
     return Settings(
         gateway=gateway,
         config=_read_config(Path(text("CUTOVER_GATEWAY_CONFIG")), gateway),
@@ -133,6 +136,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         port_app=int(number("CUTOVER_PORT_APP", PORT_APP)),
         port_ops=int(number("CUTOVER_PORT_OPS", PORT_OPS)),
         host=text("CUTOVER_HOST", "0.0.0.0"),  # noqa: S104
+        listener_socket=Path(listener_socket) if listener_socket else None,
         max_body_bytes=int(number("CUTOVER_MAX_BODY_BYTES", 20_000_000, 1000)),
         max_in_flight_bytes=int(number("CUTOVER_MAX_IN_FLIGHT_BYTES", 256_000_000, 1000)),
         max_spool_bytes=int(number("CUTOVER_MAX_SPOOL_BYTES", 2_000_000_000)),
