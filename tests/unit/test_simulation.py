@@ -211,8 +211,12 @@ def test_books_of_many_are_the_ledgers_of_each(seed: int) -> None:
             books.incident(who, float(now))
             ledgers[run] = ledgers[run].after_incident(float(now))
         elif what < 0.995:
-            books.roll_incident(who, float(now))
-            ledgers[run] = ledgers[run].rolled_incident(float(now))
+            before = books.totals - np.asarray(
+                [[rng.randrange(9)], [rng.randrange(9)]] + [[0]] * (len(Col) - 2)
+            )
+            books.roll_incident(who, float(now), before)
+            kept = {"errors": before[Col.ERRORS, run], "answered": before[Col.ANSWERED, run]}
+            ledgers[run] = ledgers[run].rolled_incident(float(now), kept)
         else:
             books.restart_watch(who, float(now), step)
             ledgers[run] = ledgers[run].restarted_watch(float(now), int(step[run]))

@@ -154,11 +154,12 @@ class Ledger:
         marks = (*self.marks, Mark(k, at, step, dict(self.totals)))
         return replace(self, marks=marks, fresh_from=k, incidents=self.incidents + 1)
 
-    def rolled_incident(self, at: float) -> Ledger:
-        """While the incident lasts: the look at both arms begins anew, without spending more of the risk."""
-        marks = tuple(
-            Mark(m.k, at, m.step, dict(self.totals)) if m.k == self.fresh_from else m for m in self.marks
-        )
+    def rolled_incident(self, at: float, totals: Totals) -> Ledger:
+        """While the incident lasts: the look at both arms begins anew from `totals`, without spending more of the risk.
+
+        Whatever began meanwhile, an epoch or a step, begins anew as well: it would hold the bad stretch.
+        """
+        marks = tuple(m if m.k < self.fresh_from else Mark(m.k, at, m.step, dict(totals)) for m in self.marks)
         return replace(self, marks=marks)
 
     def restarted_watch(self, at: float, step: int) -> Ledger:

@@ -82,11 +82,10 @@ class Books:
         self.step[slot, runs] = NO_STEP if step is None else step[runs]
         self.used[runs] += 1
 
-    def roll_incident(self, who: Mask, at: float) -> None:
-        """The incident lasts: its mark moves to now."""
-        here = (self.k == self.fresh_from) & who
-        slots, runs = np.nonzero(here)
-        self.marks[slots, :, runs] = self.totals[:, runs].T
+    def roll_incident(self, who: Mask, at: float, totals: Floats) -> None:
+        """The incident lasts: its mark, and those made meanwhile, move to `totals`."""
+        slots, runs = np.nonzero((self.k >= self.fresh_from) & who)
+        self.marks[slots, :, runs] = totals[:, runs].T
         self.at[slots, runs] = at
 
     def restart_watch(self, who: Mask, at: float, step: Ints) -> None:

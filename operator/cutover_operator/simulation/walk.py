@@ -23,7 +23,7 @@ from cutover_operator.rollout.risk import WATCH_SECONDS, epoch_due
 from cutover_operator.simulation.arrivals import Arrivals, Drawn, Source
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
 from cutover_operator.simulation.hours import HourBooks, Hourly
-from cutover_operator.simulation.judging import Rules, judge_all
+from cutover_operator.simulation.judging import Rules, judge_all, recovered
 from cutover_operator.simulation.keeping import Keeping
 from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK, UNDECIDED, Outcome
 from cutover_operator.simulation.scenario import Moment, Scenario
@@ -92,7 +92,7 @@ class Walk:
         self.shadow = np.full(runs, rules.shadow[0])
         self.entered = np.zeros(runs)
         self.finish = np.full(runs, UNDECIDED, dtype=np.int8)
-        self.incident = np.zeros(runs, dtype=bool)
+        self.incident, self.down = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.unseen = np.zeros_like(self.books.totals)
         self.unseen_hourly = np.zeros((len(Hourly), runs))
         self.bettor = Bettor(*(np.zeros(runs) for _ in range(4)))
@@ -120,6 +120,7 @@ class Walk:
                 kept_from = self.keeping.kept_from.copy()
             events = self._serve(live, seconds)
             seen = self.chance.random(self.runs) >= self.scenario.scrapes_missing
+            before = self.books.totals.copy()
             self.books.totals += np.where(seen, self.unseen, 0.0)
             self.unseen = np.where(seen, 0.0, self.unseen)
             self._bet(seconds)
@@ -128,7 +129,9 @@ class Walk:
                 self.unseen_hourly = np.where(seen, 0.0, self.unseen_hourly)
             if self.keeping is not None:
                 self.keeping.look(live & seen, seconds)
-            self._decide(live & seen, seconds)
+            anew = self._decide(live & seen, seconds, before)
+            if anew.any():
+                self._decide(anew, seconds, self.books.totals)
             if observe is not None:
                 observe(
                     Look(
@@ -185,17 +188,17 @@ class Walk:
             self.thin = np.where(ready, 0.0, self.thin)
 
     # ------------------------------------------------------------ the operator
-    def _decide(self, live: Mask, seconds: float) -> None:
+    def _decide(self, live: Mask, seconds: float, before: Floats) -> Mask:
+        """One look, after the one that saw the totals `before`; which runs look again at once."""
         rules, books, who = self.rules, self.books, np.flatnonzero(live)
         if not len(who):
-            return
+            return np.zeros(self.runs, dtype=bool)
         step, promoted = self.step[who], self.finish[who] == PROMOTED
-        control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         down = self.source.control_down[who]
+        books.roll_incident(self._mask(who, self.down[who] & ~down), seconds, before)
+        control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         lasts = self.incident[who] & incident_lasts(control.bad, control.all, rules.incident_limit, down)
-        codes, shared, suspected = judge_all(
-            rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts
-        )
+        codes, shared = judge_all(rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts)
         failing = (codes == Code.FAIL).any(axis=0)
         mine, theirs, copies = books.since_step(who, step, Col.ANSWERED, Col.CONTROL_ANSWERED, Col.MIRRORED)
         live_step = rules.shadow[step] == 0
@@ -214,9 +217,13 @@ class Walk:
             enough_time=waited >= rules.min_seconds[step],
             too_late=waited >= rules.deadline_seconds[step],
         )
-        frozen = failing & (move == Move.FREEZE)
-        again = frozen & (suspected.any(axis=0) | down)
-        self._freeze(self._mask(who, frozen), self._mask(who, again), seconds)
+        frozen = move == Move.FREEZE
+        anew = frozen & self.incident[who] & ~down
+        if anew.any():
+            anew &= recovered(rules, books, who, before)
+            books.roll_incident(self._mask(who, anew), seconds, before)
+        self.down[who] = frozen & down
+        self._freeze(self._mask(who, failing & frozen), seconds)
         self.incident[who] &= failing | lasts
         self._roll_back(who[move == Move.ROLL_BACK], codes, shared, who, seconds)
         self._advance(self._mask(who, move == Move.ADVANCE), seconds)
@@ -224,15 +231,15 @@ class Walk:
         self._watch_anew(self._mask(who, weeks), seconds)
         active = live & (self.finish != ROLLED_BACK)
         books.mark(active & epoch_due(books.oldest_at, books.newest_at, seconds), seconds)
+        return self._mask(who, anew)
 
     def _mask(self, who: Ints, which: Mask) -> Mask:
         mask = np.zeros(self.runs, dtype=bool)
         mask[who[which]] = True
         return mask
 
-    def _freeze(self, hit: Mask, again: Mask, seconds: float) -> None:
-        """Begin an incident, or, while the control still looks bad, its look at both arms anew."""
-        self.books.roll_incident(again & self.incident, seconds)
+    def _freeze(self, hit: Mask, seconds: float) -> None:
+        """Begin an incident where there is none."""
         fresh = hit & ~self.incident
         if fresh.any():
             self.books.incident(fresh, seconds)
