@@ -292,7 +292,10 @@ HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
 @pytest.mark.parametrize("name", HISTORIES)
 async def test_decide_and_the_walk_move_alike(name: str) -> None:
     changes, scenario = HISTORIES[name]
-    scenario = replace(scenario, horizon_hours=min(scenario.horizon_hours, 90.0))
+    # The town scrapes once a tick.
+    scenario = replace(
+        scenario, horizon_hours=min(scenario.horizon_hours, 90.0), cost_seconds=scenario.tick_seconds
+    )
     runs, run = 4, 1
     looks: list[Look] = []
     spec = ModelRolloutSpec.model_validate(rollout_spec(**changes))

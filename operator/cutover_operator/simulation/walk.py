@@ -83,6 +83,7 @@ class Walk:
             runs,
             chance,
         )
+        self.minutes = chance.spawn(1)[0]
         self.books = Books(runs)
         self.hours = HourBooks(runs, rules.bets, scenario.past_the_hour_seconds) if rules.bets else None
         self.keeping = Keeping(rules.spec, runs) if scenario.sureness is not None else None
@@ -169,9 +170,25 @@ class Walk:
         self.bad += np.where(live, self.source.bad_answers, 0.0)
         self.frozen += np.where(live & self.incident, self.scenario.tick_seconds / 3600.0, 0.0)
         if self.rules.cost_limit is not None:
-            minute = int(seconds // COHORT_SECONDS)
-            self.cohorts.append((minute, events[Col.COST], np.where(live, events[Col.ANSWERED], 0.0)))
+            self._spend(events[Col.COST], np.where(live, events[Col.ANSWERED], 0.0), seconds)
         return events
+
+    def _spend(self, usd: Floats, answers: Floats, seconds: float) -> None:
+        """A tick's costs, minute by minute: the operator bets on minutes, however long a tick is."""
+        tick, spread = self.scenario.tick_seconds, self.scenario.candidate.cost_spread
+        parts = max(1, int(tick // max(self.scenario.cost_seconds, COHORT_SECONDS)))
+        n, cost = answers[None], usd[None]
+        if parts > 1:
+            drawn = self.minutes.multinomial(answers.astype(np.int64), np.full(parts, 1.0 / parts))
+            n = drawn.T.astype(np.float64)
+            whole = np.maximum(answers, 1.0)
+            scatter = np.sqrt(n) * self.minutes.standard_normal(n.shape)
+            # Around the minute's share of the tick's cost, so that the minutes add up to it.
+            scatter -= n / whole * scatter.sum(axis=0)
+            cost = np.maximum(usd / whole * (n + spread * scatter), 0.0)
+        for part in range(parts):
+            minute = int((seconds - tick * (parts - 1 - part) / parts) // COHORT_SECONDS)
+            self.cohorts.append((minute, cost[part], n[part]))
 
     def _bet(self, seconds: float) -> None:
         """One bet per closed minute on its mean cost; thin minutes join the next one, as in `evidence.folding`."""
@@ -225,7 +242,9 @@ class Walk:
         self.down[who] = frozen & down
         self._freeze(self._mask(who, failing & frozen), seconds)
         self.incident[who] &= failing | lasts
-        self._roll_back(who[move == Move.ROLL_BACK], codes, shared, who, seconds)
+        own = (codes == Code.FAIL) & ~(shared | (rules.excusable & down))
+        stop = move == Move.ROLL_BACK
+        self._roll_back(who[stop], own[:, stop], seconds)
         self._advance(self._mask(who, move == Move.ADVANCE), seconds)
         weeks = promoted & (move == Move.HOLD) & (seconds - books.oldest_at[who] >= WATCH_SECONDS)
         self._watch_anew(self._mask(who, weeks), seconds)
@@ -245,10 +264,8 @@ class Walk:
             self.books.incident(fresh, seconds)
         self.incident |= hit
 
-    def _roll_back(
-        self, runs: Ints, codes: NDArray[np.int8], shared: Mask, who: Ints, seconds: float
-    ) -> None:
-        own = ((codes == Code.FAIL) & ~shared)[:, np.searchsorted(who, runs)]
+    def _roll_back(self, runs: Ints, own: Mask, seconds: float) -> None:
+        """`own`: the fails that nobody else is to blame for, `(gates, runs)`."""
         self.stopped_at[runs] = np.where(own.any(axis=0), np.argmax(own, axis=0), -1)
         self.finish[runs] = ROLLED_BACK
         self.decided[runs] = seconds / 3600.0
