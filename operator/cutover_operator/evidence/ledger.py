@@ -136,7 +136,9 @@ class Ledger:
                 for m in marks
                 if m.k not in (1, self.fresh_from, k) and (m.step is None or m.step != current)
             ]
-            marks = tuple(m for m in marks if m is not spare[0]) if spare else marks
+            # Where a step began the arms' shares changed: without that mark two shares would be compared as one.
+            given_up = min(spare, key=lambda m: m.step is not None, default=None)
+            marks = tuple(m for m in marks if m is not given_up)
         # A mark that was replaced may have been the one a shared incident ended at.
         return replace(self, marks=marks, fresh_from=min(self.fresh_from, k))
 

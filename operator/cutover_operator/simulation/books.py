@@ -116,14 +116,15 @@ class Books:
         self.step = np.concatenate([self.step, np.full_like(self.step[:more], NO_STEP)])
 
     def _give_up(self, who: Mask) -> None:
-        """Forget the oldest mark that neither a step nor the tests' beginning needs, where too many are kept."""
+        """Forget the oldest mark that neither the present step nor the tests' beginning needs, where too many are kept."""
         for run in np.flatnonzero(who & (self.used > MARKS_KEPT)):
             k, step = self.k[:, run], self.step[:, run]
             needed = (k == 0) | (k == 1) | (k == self.fresh_from[run]) | (k == k.max())
             needed |= (step == step.max()) & (step != NO_STEP)
             if needed.all():
                 continue
-            drop = int(np.argmin(needed))
+            # Like the ledger: where a step began only when nothing else is left.
+            drop = int(np.argmin(2 * needed + (step != NO_STEP)))
             order = [*(i for i in range(len(k)) if i != drop), drop]
             for array in (self.k, self.at, self.step):
                 array[:, run] = array[order, run]
