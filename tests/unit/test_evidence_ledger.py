@@ -181,6 +181,21 @@ def test_an_epoch_that_began_in_an_incident_does_not_keep_its_bad_hours() -> Non
     assert well.epochs()[0] == (1, {"requests/control/error": 900.0})
 
 
+@pytest.mark.parametrize("first", [float("nan"), 140.0])
+def test_an_edge_asked_for_anew_after_a_long_gap_counts_fast_and_all_of_the_same_time(first: float) -> None:
+    own = {"rollout": "r", "arm": "candidate", "version": "v1", "instance": "a"}
+
+    def answer(*series: Series) -> dict[str, Answer]:
+        return {DURATION: Answer(series, 90.0)}
+
+    known = fold(NEW, answer(Series({**own, "le": "+Inf"}, [(10.0, 100.0)])), Wanted("r", "v1"))
+    whole = Series({**own, "le": "+Inf"}, [(10.0, 100.0), (70.0, 150.0), (75.0, 150.0), (80.0, 160.0)])
+    fast = Series({**own, "le": "2.0"}, [(70.0, first), (75.0, 140.0), (80.0, 149.0)])
+    ledger = fold(known, answer(whole, fast), WANTED)
+    assert ledger.total("duration/candidate/2/fast") == 9.0
+    assert ledger.total("duration/candidate/2/all") == 10.0
+
+
 def test_a_fresh_start_forgets_counts_but_counts_no_sample_twice() -> None:
     series = town(2)
     ledger = fold(NEW, window(series, 0, 200), WANTED)
