@@ -180,8 +180,8 @@ def _next(status: ModelRolloutStatus, step: Object, steps: Sequence[Object], now
     target = step_title(steps[after]) if after < len(steps) else "promotion"
     said = [f"Next: {target}."]
     deadline = step.get("deadline")
-    if deadline and status.step_confirmed_at:
-        passed = (now - datetime.fromisoformat(status.step_confirmed_at)).total_seconds()
+    if deadline:
+        passed = (now - datetime.fromisoformat(status.step_entered_at)).total_seconds()
         left = _seconds(deadline) - passed
         action = step.get("onDeadline", "hold")
         when = f"in {span(left)}" if left > 0 else f"since {span(-left)}"

@@ -172,7 +172,7 @@ def test_explain_names_what_is_missing_and_what_comes() -> None:
         "route generation 7 is not in force on gw-2",
         "RouteInSync is False (Behind): gw-2 serves generation 6",
         "Next: weight 100 %.",
-        "in 5h22m, then rollback",
+        "in 5h20m, then rollback",
     ):
         assert expected in text, text
     # Passed gates and gates that only roll back are not in the way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,8 +169,31 @@ def test_a_replaced_mark_never_leaves_the_tests_without_a_beginning() -> None:
     assert (ledger.fresh_from, ledger.incidents) == (3, 1)
     again = ledger.with_mark(3.0, 1)
     assert again.epochs(again.fresh_from) != []
-    assert ledger.rolled_incident(9.0).incidents == 1
-    assert ledger.rolled_incident(9.0).marks[-1].at == 9.0
+    assert ledger.rolled_incident(9.0, {}).incidents == 1
+    assert ledger.rolled_incident(9.0, {}).marks[-1].at == 9.0
+
+
+def test_an_epoch_that_began_in_an_incident_does_not_keep_its_bad_hours() -> None:
+    hit = replace(NEW.with_mark(0.0, 0), totals={"requests/control/error": 5.0}).after_incident(1.0)
+    later = replace(hit.with_mark(11_000.0), totals={"requests/control/error": 900.0})
+    well = later.rolled_incident(12_000.0, later.totals)
+    assert [totals for _, totals in well.epochs(well.fresh_from)] == [{"requests/control/error": 0.0}] * 2
+    assert well.epochs()[0] == (1, {"requests/control/error": 900.0})
+
+
+@pytest.mark.parametrize("first", [float("nan"), 140.0])
+def test_an_edge_asked_for_anew_after_a_long_gap_counts_fast_and_all_of_the_same_time(first: float) -> None:
+    own = {"rollout": "r", "arm": "candidate", "version": "v1", "instance": "a"}
+
+    def answer(*series: Series) -> dict[str, Answer]:
+        return {DURATION: Answer(series, 90.0)}
+
+    known = fold(NEW, answer(Series({**own, "le": "+Inf"}, [(10.0, 100.0)])), Wanted("r", "v1"))
+    whole = Series({**own, "le": "+Inf"}, [(10.0, 100.0), (70.0, 150.0), (75.0, 150.0), (80.0, 160.0)])
+    fast = Series({**own, "le": "2.0"}, [(70.0, first), (75.0, 140.0), (80.0, 149.0)])
+    ledger = fold(known, answer(whole, fast), WANTED)
+    assert ledger.total("duration/candidate/2/fast") == 9.0
+    assert ledger.total("duration/candidate/2/all") == 10.0
 
 
 def test_a_fresh_start_forgets_counts_but_counts_no_sample_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -180,6 +181,65 @@ async def test_candidate_that_stays_bad_after_a_shared_incident_is_rolled_back()
     town.control.errors = 0.002
     statuses = await run_until(town, finished)
     assert (statuses[-1]["finish"], statuses[-1]["reason"]) == ("RolledBack", "ErrorRateAboveLimit")
+
+
+async def looks_until(town: Town, done: Callable[[dict[str, Any]], bool], most: int = 60) -> int:
+    """How many looks it takes, each ten seconds after the other but where the operator wants one at once."""
+    for look in range(1, most + 1):
+        await town.tick()
+        for _ in range(3):
+            await town.run_pass()
+            again = town.decisions[-1][1].again_in_seconds
+            if again is None or again >= 1.0:
+                break
+        if done(await town.status()):
+            return look
+    raise AssertionError(f"not within {most} looks")
+
+
+@pytest.mark.parametrize("rate", [2.0, 20.0, 200.0])
+async def test_a_shared_incident_is_written_when_it_begins_and_when_it_ends_but_not_at_every_look(
+    rate: float,
+) -> None:
+    town = await started()
+    await at_weight(town, 25)
+    town.requests_per_second = rate
+    town.candidate.errors = town.control.errors = 0.5
+    await run_until(town, lambda s: s["phase"] == "Frozen", ticks=60)
+    revision = (await town.status())["ledger"]["revision"]
+    frozen = await settle(town, 120)
+    assert frozen["phase"] == "Frozen"
+    # Twenty minutes: a checkpoint each five and whenever evidence doubles, and lucky stretches where few ask.
+    assert frozen["ledger"]["revision"] - revision <= 10 + 120 / rate
+    town.candidate.errors = town.control.errors = 0.002
+    assert await looks_until(town, lambda s: s["phase"] != "Frozen") <= 2 + 60 / rate
+    assert (await town.status()).get("finish") is None
+
+
+@pytest.mark.parametrize("rate", [2.0, 20.0, 200.0])
+async def test_a_rollback_waits_for_no_more_than_a_control_that_is_well_again(rate: float) -> None:
+    town = await started()
+    await at_weight(town, 25)
+    town.requests_per_second = rate
+    town.candidate.errors = town.control.errors = 0.5
+    await run_until(town, lambda s: s["phase"] == "Frozen", ticks=60)
+    await settle(town, 60)
+    town.control.errors = 0.002
+    looks = await looks_until(town, lambda s: s.get("finish") == "RolledBack")
+    assert looks <= 2 + 60 / rate
+
+
+async def test_what_happened_while_the_controls_breaker_was_open_is_blamed_on_nobody() -> None:
+    town = await started()
+    await at_weight(town, 50)
+    town.control_breaker_open = True
+    town.candidate.errors = 0.4
+    await settle(town, 30)
+    assert condition(await town.status(), "SharedIncident")["reason"] == "ControlDown"
+    town.control_breaker_open = False
+    town.candidate.errors = 0.002
+    statuses = await run_until(town, finished)
+    assert statuses[-1]["finish"] == "Promoted"
 
 
 async def test_nobody_is_sent_back_to_a_control_whose_breaker_is_open() -> None:

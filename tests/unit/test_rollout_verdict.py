@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover.task import Task
-from cutover_operator.evidence.ledger import Ledger
+from cutover_operator.evidence.ledger import MARKS_KEPT, Ledger
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.gates import (
     advance_names,
@@ -112,6 +113,20 @@ def test_a_breach_the_control_shares_is_marked() -> None:
     assert not verdict("errorRate", errors(40, 60, 10, 990)).shared
     worse = verdict("errorRate", errors(90, 10, 120, 880))
     assert (worse.verdict, worse.shared) == ("fail", False), "far worse than a control that is bad too"
+
+
+def test_a_long_rollout_does_not_forget_where_the_arms_shares_changed() -> None:
+    """Both arms err alike, more in the hours in which the candidate has half of the traffic than before."""
+    spec = spec_of(
+        gates=[{"metric": "errorRate", "limit": 0.2, "margin": 0.5}],
+        steps=[{"weight": weight} for weight in (10, 50, 100)],
+    )
+    evidence = errors(50, 9_950, 450, 89_550).with_mark(1.0, 1)
+    evidence = replace(evidence, totals=errors(450, 19_550, 850, 99_150).totals).with_mark(2.0, 2)
+    for hour in range(3, 3 + MARKS_KEPT + 20):
+        assert verdict("errorRate", evidence, spec, 2).verdict != "fail"
+        evidence = evidence.with_mark(float(hour))
+    assert len(evidence.marks) == MARKS_KEPT
 
 
 def test_cost_needs_a_hundred_answers_and_a_mean_below_the_limit() -> None:

@@ -112,12 +112,43 @@ def test_a_shared_outage_freezes_and_lets_go() -> None:
     assert alone.share(ROLLED_BACK) == 1.0
 
 
+def test_how_long_a_tick_is_hardly_matters_to_the_bets_on_cost() -> None:
+    gates = [{"metric": "accuracy", "limit": 0.9}, {"metric": "cost", "limit": 0.01}]
+    hours = []
+    for tick in (60.0, 600.0):
+        world = Scenario(
+            5.0, Behaviour(0.95, cost_usd=0.015), label_rate=0.002, tick_seconds=tick, horizon_hours=24.0
+        )
+        o = simulate(spec(gates=gates), world, 40, seed=9)
+        assert o.stopped_by_gate("cost") == 1.0
+        hours.append(float(np.median(o.decided_hours)))
+    assert hours[0] <= hours[1] <= hours[0] + 2 * 600.0 / 3600.0
+
+
+def test_a_cost_at_its_limit_is_hardly_ever_called_too_high_between_ticks() -> None:
+    gates = [{"metric": "accuracy", "limit": 0.9, "role": "advance"}, {"metric": "cost", "limit": 0.01}]
+    world = Scenario(
+        5.0, Behaviour(0.9, cost_usd=0.01, cost_spread=1.5), label_rate=0.001, horizon_hours=72.0
+    )
+    o = simulate(spec(gates=gates), world, 200, seed=10)
+    assert o.stopped_by_gate("cost") <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+
+
 def test_an_open_breaker_of_the_control_keeps_the_weight() -> None:
     incident = Incident(0.6, 2.0, ("candidate",), at_hours=1.0, breaker=True)
     looks: list[Look] = []
     world = Scenario(candidate=Behaviour(0.95), incidents=(incident,), horizon_hours=2.5)
     simulate(spec(), world, 5, seed=7, observe=looks.append)
     assert all((look.after == 0.1).all() for look in looks)
+
+
+def test_a_run_is_stopped_by_the_gate_that_is_not_excused() -> None:
+    gates = [{"metric": "errorRate", "limit": 0.05}, {"metric": "accuracy", "limit": 0.9}]
+    outage = Incident(0.6, 12.0, ("candidate",), at_hours=0.5, breaker=True)
+    world = Scenario(candidate=Behaviour(0.7), incidents=(outage,), mirrored_labels=True, horizon_hours=12.0)
+    o = simulate(spec(gates=gates), world, 20, seed=11)
+    assert o.share(ROLLED_BACK) == 1.0
+    assert o.stopped_by_gate("accuracy") == 1.0
 
 
 def test_a_deadline_rolls_back_when_told_to() -> None:
@@ -211,8 +242,12 @@ def test_books_of_many_are_the_ledgers_of_each(seed: int) -> None:
             books.incident(who, float(now))
             ledgers[run] = ledgers[run].after_incident(float(now))
         elif what < 0.995:
-            books.roll_incident(who, float(now))
-            ledgers[run] = ledgers[run].rolled_incident(float(now))
+            before = books.totals - np.asarray(
+                [[rng.randrange(9)], [rng.randrange(9)]] + [[0]] * (len(Col) - 2)
+            )
+            books.roll_incident(who, float(now), before)
+            kept = {"errors": before[Col.ERRORS, run], "answered": before[Col.ANSWERED, run]}
+            ledgers[run] = ledgers[run].rolled_incident(float(now), kept)
         else:
             books.restart_watch(who, float(now), step)
             ledgers[run] = ledgers[run].restarted_watch(float(now), int(step[run]))

@@ -216,6 +216,23 @@ HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
             incidents=(Incident(0.5, 1.0, at_hours=2.0), Incident(0.4, 0.5, at_hours=6.0)),
         ),
     ),
+    "shared outages while few ask": (
+        spec_of(TWO, LIVE),
+        Scenario(
+            rps=0.04,
+            candidate=GOOD,
+            label_rate=0.5,
+            incidents=(Incident(0.5, 3.0, at_hours=2.0), Incident(0.2, 4.0, at_hours=9.0)),
+        ),
+    ),
+    "bad since a shared outage": (
+        spec_of(FOUR, LIVE),
+        Scenario(
+            rps=0.2,
+            candidate=Behaviour(0.95, errors=after(2.0, 0.02, 0.4)),
+            incidents=(Incident(0.5, 4.0, at_hours=2.0),),
+        ),
+    ),
     "drift after half": (
         spec_of(TWO, LIVE),
         Scenario(candidate=Behaviour(after_half(0.95, 0.75, 4.0)), horizon_hours=48.0),
@@ -275,7 +292,10 @@ HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
 @pytest.mark.parametrize("name", HISTORIES)
 async def test_decide_and_the_walk_move_alike(name: str) -> None:
     changes, scenario = HISTORIES[name]
-    scenario = replace(scenario, horizon_hours=min(scenario.horizon_hours, 90.0))
+    # The town scrapes once a tick.
+    scenario = replace(
+        scenario, horizon_hours=min(scenario.horizon_hours, 90.0), cost_seconds=scenario.tick_seconds
+    )
     runs, run = 4, 1
     looks: list[Look] = []
     spec = ModelRolloutSpec.model_validate(rollout_spec(**changes))

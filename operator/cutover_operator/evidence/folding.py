@@ -201,12 +201,17 @@ class _Folding:
             for one in fast_ones.get(name, ()):
                 edge = _edge_of(one)
                 own_name = name_in_ledger(metric, one.labels, edge_key(edge))
-                last = self.series.get(own_name)
+                last, every = self.series.get(own_name), everything
                 if last is None and before is not None:
-                    last = newest_before(one.samples, before[0]) or min(one.samples, default=None)
+                    last = newest_before(one.samples, before[0])
+                    good = [s for s in one.samples if usable(s[1])]
+                    if last is None and good:
+                        last = min(good)
+                        begun = newest_before(total.samples, last[0]) or before
+                        every = growth(total.samples, begun, restarts)
                 fast = growth(one.samples, last, restarts)
                 self.add(f"{prefix}/{arm}/{edge_key(edge)}/fast", fast.added)
-                self.add(f"{prefix}/{arm}/{edge_key(edge)}/all", everything.added)
+                self.add(f"{prefix}/{arm}/{edge_key(edge)}/all", every.added)
                 self.refused += fast.refused
                 if fast.last is not None:
                     self.series[own_name] = fast.last

@@ -136,7 +136,9 @@ class Ledger:
                 for m in marks
                 if m.k not in (1, self.fresh_from, k) and (m.step is None or m.step != current)
             ]
-            marks = tuple(m for m in marks if m is not spare[0]) if spare else marks
+            # Where a step began the arms' shares changed: without that mark two shares would be compared as one.
+            given_up = min(spare, key=lambda m: m.step is not None, default=None)
+            marks = tuple(m for m in marks if m is not given_up)
         # A mark that was replaced may have been the one a shared incident ended at.
         return replace(self, marks=marks, fresh_from=min(self.fresh_from, k))
 
@@ -154,11 +156,12 @@ class Ledger:
         marks = (*self.marks, Mark(k, at, step, dict(self.totals)))
         return replace(self, marks=marks, fresh_from=k, incidents=self.incidents + 1)
 
-    def rolled_incident(self, at: float) -> Ledger:
-        """While the incident lasts: the look at both arms begins anew, without spending more of the risk."""
-        marks = tuple(
-            Mark(m.k, at, m.step, dict(self.totals)) if m.k == self.fresh_from else m for m in self.marks
-        )
+    def rolled_incident(self, at: float, totals: Totals) -> Ledger:
+        """While the incident lasts: the look at both arms begins anew from `totals`, without spending more of the risk.
+
+        Whatever began meanwhile, an epoch or a step, begins anew as well: it would hold the bad stretch.
+        """
+        marks = tuple(m if m.k < self.fresh_from else Mark(m.k, at, m.step, dict(totals)) for m in self.marks)
         return replace(self, marks=marks)
 
     def restarted_watch(self, at: float, step: int) -> Ledger:

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from cutover.api.base import to_seconds
 from cutover_operator.conditions import timestamp
-from cutover_operator.evidence.ledger import Totals
+from cutover_operator.evidence.ledger import Totals, minus
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title, too_large
@@ -20,9 +20,12 @@ from cutover_operator.rollout.gates import EXCUSABLE, advance_names, named_gates
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
-from cutover_operator.rollout.verdict import Bench, Verdict, judge, unavailable
+from cutover_operator.rollout.verdict import Bench, Verdict, control_is_ill, judge, unavailable
 
 FIRST_SCRAPE_SECONDS = 120.0
+LOOK_AGAIN_SECONDS = 0.2
+CONTROL_DOWN = "ControlDown"
+"""Reason of a shared incident while the control's breaker is open."""
 EVIDENCE_REASONS = ("WaitingForEvidence", "LabelsUnavailable")
 """A gate that must pass has not, or cannot be judged."""
 
@@ -133,6 +136,10 @@ def _first_scrape(d: Draft, problem: Unavailable) -> bool:
 def judged(d: Draft) -> bool:
     """Work out the verdicts and the move every later check stands on."""
     assert d.ledger is not None
+    down, known = d.world.evidence.control_down, d.conditions.get("SharedIncident")
+    if known is not None and known.status == "True" and known.reason == CONTROL_DOWN and not down:
+        # What happened while nobody could be sent back judges nobody.
+        _rolled(d)
     d.verdicts = _judged(d)
     d.missing = [] if d.promoted else _missing(d)
     d.move = _move(d)
@@ -191,17 +198,51 @@ def must_stop(d: Draft) -> bool:
 def _incident(d: Draft, verdict: Verdict) -> bool:
     assert d.ledger is not None
     now = d.now.timestamp()
-    why = "the control's breaker is open" if d.world.evidence.control_down else verdict.message
+    down = d.world.evidence.control_down
+    why = "the control's breaker is open" if down else verdict.message
     message = f"both arms are in trouble, so no weight moves: {why}"
-    if d.condition("SharedIncident", "True", verdict.reason, message):
+    begun = d.condition_is("SharedIncident", "True")
+    if begun:
+        _look_anew(d)
+    d.condition("SharedIncident", "True", CONTROL_DOWN if down else verdict.reason, message)
+    if not begun:
         d.notice("SharedIncident", message, "Warning", stamp(d.now))
         d.ledger = d.ledger.after_incident(now)
         d.ledger_due = True
-    elif verdict.suspected or d.world.evidence.control_down:
-        d.ledger = d.ledger.rolled_incident(now)
-        d.ledger_due = True
     _frozen(d, message)
     return True
+
+
+def _look_anew(d: Draft) -> None:
+    """Once the control answers well after a bad stretch, judge both arms from the look before on and look again at once,
+    so that the bad stretch holds up nobody. While it lasts there is nothing to write."""
+    if not d.world.evidence.control_down and _control_recovered(d, _before(d)):
+        _rolled(d)
+        d.again(LOOK_AGAIN_SECONDS)
+
+
+def _before(d: Draft) -> Totals:
+    """The totals of the look before."""
+    assert d.ledger is not None
+    before = d.world.evidence.before
+    return before.totals if before is not None and before.epoch == d.ledger.epoch else d.ledger.totals
+
+
+def _rolled(d: Draft) -> None:
+    assert d.ledger is not None
+    d.ledger = d.ledger.rolled_incident(d.now.timestamp(), _before(d))
+    d.ledger_due = True
+
+
+def _control_recovered(d: Draft, before: Totals) -> bool:
+    """Whether the control looks ill since judging began, and well since the look before."""
+    assert d.ledger is not None
+    newest = minus(d.ledger.totals, before)
+    return (
+        answered(newest, "control") > 0
+        and not control_is_ill(d.spec, newest)
+        and any(control_is_ill(d.spec, since) for _, since in d.ledger.epochs(d.ledger.fresh_from))
+    )
 
 
 def _frozen(d: Draft, message: str) -> None:
@@ -220,6 +261,11 @@ def _incident_over(d: Draft) -> bool:
     assert d.ledger is not None
     lasts, bad, n = _incident_lasts(d)
     if lasts:
+        _look_anew(d)
+        down, known = d.world.evidence.control_down, d.conditions["SharedIncident"]
+        if down != (known.reason == CONTROL_DOWN):
+            reason = CONTROL_DOWN if down else "ControlAnswers"
+            d.condition("SharedIncident", "True", reason, known.message)
         _frozen(d, f"shared incident: {bad:.0f} of the control's last {n:.0f} answers were errors")
         return True
     d.condition("SharedIncident", "False", "Over", f"the control answered {n:.0f} requests within its limits")

@@ -184,7 +184,12 @@ def _suspected(
         np.take_along_axis(np.broadcast_to(part, strength.shape), best, axis=0)[0]
         for part in (np.asarray(control.bad), np.asarray(control.good))
     )
-    return np.asarray(log_e(bad, good, limit, 1, KAPPA_SHARE) > 0.0)
+    return looks_ill(Counts(bad, good), limit)
+
+
+def looks_ill(counts: Counts, limit: float) -> Bools:
+    """Whether these outcomes speak for a bad share above the limit at all; nothing proves nothing."""
+    return np.asarray(log_e(counts.bad, counts.good, limit, 1, KAPPA_SHARE) > 0.0)
 
 
 def _averaged(one: Floats, other: Floats) -> Floats:

@@ -48,6 +48,9 @@ from cutover_operator.rollout.routing import holder_of, read_route
 from cutover_operator.rollout.threshold import governing_gate
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 
+ONE_LOOK_SECONDS = 1.0
+"""What is read again within this time, before something is written, is the same look."""
+
 
 class Gateways(Protocol):
     async def ask(self, pods: list[Object]) -> tuple[GatewayPod, ...]: ...
@@ -60,6 +63,8 @@ class _Counted:
     stored: Ledger
     wish: Wish
     current: Ledger
+    before: Ledger
+    """As it was at the look before."""
     at: float
 
 
@@ -189,17 +194,20 @@ class Watchtower:
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
         wish = wish_of(owner, spec, stored, url)
-        base, age = stored, now.timestamp() - (stored.written_at or stored.started_at)
+        base = before = stored
+        age = now.timestamp() - (stored.written_at or stored.started_at)
         at, known = self._clock(), self._counted.get(_place(owner))
         if known is not None and (known.stored, known.wish) == (stored, wish):
             base, age = known.current, at - known.at
+            before = known.before if age < ONE_LOOK_SECONDS else base
         read = await read_evidence(self._samples, wish, base, age)
         if read.metrics is None:
-            self._counted[_place(owner)] = _Counted(stored, wish, read.current, at)
+            self._counted[_place(owner)] = _Counted(stored, wish, read.current, before, at)
         return Evidence(
             stored=stored,
             config_map=config_map,
             current=read.current,
+            before=before,
             metrics=read.metrics,
             labels=read.labels,
             scraped_replicas=read.scraped_replicas,

@@ -35,7 +35,14 @@ from cutover_operator.rollout.gate_tests import (
     Judged,
     Segments,
 )
-from cutover_operator.rollout.gates import DEFAULT_RATIO_MARGIN, SLOW_SHARE, NamedGate, ladder
+from cutover_operator.rollout.gates import (
+    DEFAULT_RATIO_MARGIN,
+    EXCUSABLE,
+    SLOW_SHARE,
+    NamedGate,
+    ladder,
+    named_gates,
+)
 
 NAMES: dict[Code, VerdictName] = {
     Code.INSUFFICIENT: "insufficient",
@@ -192,6 +199,16 @@ def certified_accuracy(spec: ModelRolloutSpec, step: int, limit: float) -> float
     """The share of right answers that leaving this step must prove the candidate to exceed."""
     factor = ladder(spec, step, "accuracy")
     return max(1 - (1 - limit) * factor, 0.5) if factor > 1 else limit
+
+
+def control_is_ill(spec: ModelRolloutSpec, totals: Totals) -> bool:
+    """Whether these answers of the control look as if it broke one of the limits it may excuse the candidate by."""
+    for gate in named_gates(spec):
+        if gate.metric in EXCUSABLE:
+            limit = SLOW_SHARE if gate.metric == "latency" else gate.gate.limit or SLOW_SHARE
+            if gate_tests.looks_ill(Counts(*_counter(gate)(totals, "control")), limit):
+                return True
+    return False
 
 
 def _stacked(pairs: Sequence[Pair]) -> Counts:

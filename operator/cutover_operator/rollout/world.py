@@ -50,6 +50,8 @@ class Evidence:
     damaged: str = ""
     """Why the stored ledger cannot be read; empty when it can, or when there is none."""
     current: Ledger | None = None
+    before: Ledger | None = None
+    """As it was at the look before; the checkpoint when none is remembered."""
     metrics: Unavailable | None = None
     """Why the gateway's metrics cannot be judged now; None when they can."""
     labels: Unavailable | None = None

@@ -82,11 +82,10 @@ class Books:
         self.step[slot, runs] = NO_STEP if step is None else step[runs]
         self.used[runs] += 1
 
-    def roll_incident(self, who: Mask, at: float) -> None:
-        """The incident lasts: its mark moves to now."""
-        here = (self.k == self.fresh_from) & who
-        slots, runs = np.nonzero(here)
-        self.marks[slots, :, runs] = self.totals[:, runs].T
+    def roll_incident(self, who: Mask, at: float, totals: Floats) -> None:
+        """The incident lasts: its mark, and those made meanwhile, move to `totals`."""
+        slots, runs = np.nonzero((self.k >= self.fresh_from) & who)
+        self.marks[slots, :, runs] = totals[:, runs].T
         self.at[slots, runs] = at
 
     def restart_watch(self, who: Mask, at: float, step: Ints) -> None:
@@ -117,14 +116,15 @@ class Books:
         self.step = np.concatenate([self.step, np.full_like(self.step[:more], NO_STEP)])
 
     def _give_up(self, who: Mask) -> None:
-        """Forget the oldest mark that neither a step nor the tests' beginning needs, where too many are kept."""
+        """Forget the oldest mark that neither the present step nor the tests' beginning needs, where too many are kept."""
         for run in np.flatnonzero(who & (self.used > MARKS_KEPT)):
             k, step = self.k[:, run], self.step[:, run]
             needed = (k == 0) | (k == 1) | (k == self.fresh_from[run]) | (k == k.max())
             needed |= (step == step.max()) & (step != NO_STEP)
             if needed.all():
                 continue
-            drop = int(np.argmin(needed))
+            # Like the ledger: where a step began only when nothing else is left.
+            drop = int(np.argmin(2 * needed + (step != NO_STEP)))
             order = [*(i for i in range(len(k)) if i != drop), drop]
             for array in (self.k, self.at, self.step):
                 array[:, run] = array[order, run]

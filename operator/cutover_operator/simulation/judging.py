@@ -126,13 +126,13 @@ def judge_all(
     step: Ints,
     cost_wealth: Floats,
     incident: Mask,
-) -> tuple[NDArray[np.int8], Mask, Mask]:
-    """(codes, shared, suspected) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
+) -> tuple[NDArray[np.int8], Mask]:
+    """(codes, shared) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
     found = [
         _judge(rules, i, books, hours, who, step, cost_wealth, incident) for i in range(len(rules.gates))
     ]
     codes = np.stack([j.code for j in found])
-    return codes, np.stack([j.shared for j in found]), np.stack([j.suspected for j in found])
+    return codes, np.stack([j.shared for j in found])
 
 
 def _judge(
@@ -256,6 +256,21 @@ def _judge_share(
         incident=incident,
         exact=False,
     )
+
+
+def recovered(rules: Rules, books: Books, who: Ints, before: Floats) -> Mask:
+    """Runs whose control looks ill since judging began, and well in what was counted since the totals `before`."""
+    newest = books.totals[:, who] - before[:, who]
+    since, now = np.zeros(len(who), dtype=bool), np.zeros(len(who), dtype=bool)
+    judging = books.k_of(who, fresh=True) > 0
+    for gate in rules.gates:
+        columns = _CONTROL.get(gate.metric)
+        if columns is not None and gate.metric in EXCUSABLE:
+            limit = SLOW_SHARE if gate.metric == "latency" else gate.gate.limit or SLOW_SHARE
+            bad, whole = (newest[c] for c in columns)
+            now |= gate_tests.looks_ill(Counts(bad, whole - bad), limit)
+            since |= (judging & gate_tests.looks_ill(books.counts(who, *columns), limit)).any(axis=0)
+    return np.asarray((newest[Col.CONTROL_ANSWERED] > 0) & ~now & since)
 
 
 def _votes(books: Books, who: Ints) -> Segments:

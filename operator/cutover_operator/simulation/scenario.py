@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cutover_operator.evidence.folding import COHORT_SECONDS
+
 Floats = NDArray[np.float64]
 
 
@@ -169,6 +171,8 @@ class Scenario:
     past_the_hour_seconds: float = 0.0
     """How far into an hour of the clock the rollouts begin: bets are made hour by hour."""
     tick_seconds: float = 600.0
+    cost_seconds: float = COHORT_SECONDS
+    """Costs are seen this far apart within a tick; bets on them are made once a minute at most."""
     horizon_hours: float = 14 * 24.0
 
     def requests_per_second(self, hours: float) -> float:

@@ -23,7 +23,7 @@ from cutover_operator.rollout.risk import WATCH_SECONDS, epoch_due
 from cutover_operator.simulation.arrivals import Arrivals, Drawn, Source
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
 from cutover_operator.simulation.hours import HourBooks, Hourly
-from cutover_operator.simulation.judging import Rules, judge_all
+from cutover_operator.simulation.judging import Rules, judge_all, recovered
 from cutover_operator.simulation.keeping import Keeping
 from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK, UNDECIDED, Outcome
 from cutover_operator.simulation.scenario import Moment, Scenario
@@ -83,6 +83,7 @@ class Walk:
             runs,
             chance,
         )
+        self.minutes = chance.spawn(1)[0]
         self.books = Books(runs)
         self.hours = HourBooks(runs, rules.bets, scenario.past_the_hour_seconds) if rules.bets else None
         self.keeping = Keeping(rules.spec, runs) if scenario.sureness is not None else None
@@ -92,7 +93,7 @@ class Walk:
         self.shadow = np.full(runs, rules.shadow[0])
         self.entered = np.zeros(runs)
         self.finish = np.full(runs, UNDECIDED, dtype=np.int8)
-        self.incident = np.zeros(runs, dtype=bool)
+        self.incident, self.down = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.unseen = np.zeros_like(self.books.totals)
         self.unseen_hourly = np.zeros((len(Hourly), runs))
         self.bettor = Bettor(*(np.zeros(runs) for _ in range(4)))
@@ -120,6 +121,7 @@ class Walk:
                 kept_from = self.keeping.kept_from.copy()
             events = self._serve(live, seconds)
             seen = self.chance.random(self.runs) >= self.scenario.scrapes_missing
+            before = self.books.totals.copy()
             self.books.totals += np.where(seen, self.unseen, 0.0)
             self.unseen = np.where(seen, 0.0, self.unseen)
             self._bet(seconds)
@@ -128,7 +130,9 @@ class Walk:
                 self.unseen_hourly = np.where(seen, 0.0, self.unseen_hourly)
             if self.keeping is not None:
                 self.keeping.look(live & seen, seconds)
-            self._decide(live & seen, seconds)
+            anew = self._decide(live & seen, seconds, before)
+            if anew.any():
+                self._decide(anew, seconds, self.books.totals)
             if observe is not None:
                 observe(
                     Look(
@@ -166,9 +170,25 @@ class Walk:
         self.bad += np.where(live, self.source.bad_answers, 0.0)
         self.frozen += np.where(live & self.incident, self.scenario.tick_seconds / 3600.0, 0.0)
         if self.rules.cost_limit is not None:
-            minute = int(seconds // COHORT_SECONDS)
-            self.cohorts.append((minute, events[Col.COST], np.where(live, events[Col.ANSWERED], 0.0)))
+            self._spend(events[Col.COST], np.where(live, events[Col.ANSWERED], 0.0), seconds)
         return events
+
+    def _spend(self, usd: Floats, answers: Floats, seconds: float) -> None:
+        """A tick's costs, minute by minute: the operator bets on minutes, however long a tick is."""
+        tick, spread = self.scenario.tick_seconds, self.scenario.candidate.cost_spread
+        parts = max(1, int(tick // max(self.scenario.cost_seconds, COHORT_SECONDS)))
+        n, cost = answers[None], usd[None]
+        if parts > 1:
+            drawn = self.minutes.multinomial(answers.astype(np.int64), np.full(parts, 1.0 / parts))
+            n = drawn.T.astype(np.float64)
+            whole = np.maximum(answers, 1.0)
+            scatter = np.sqrt(n) * self.minutes.standard_normal(n.shape)
+            # Around the minute's share of the tick's cost, so that the minutes add up to it.
+            scatter -= n / whole * scatter.sum(axis=0)
+            cost = np.maximum(usd / whole * (n + spread * scatter), 0.0)
+        for part in range(parts):
+            minute = int((seconds - tick * (parts - 1 - part) / parts) // COHORT_SECONDS)
+            self.cohorts.append((minute, cost[part], n[part]))
 
     def _bet(self, seconds: float) -> None:
         """One bet per closed minute on its mean cost; thin minutes join the next one, as in `evidence.folding`."""
@@ -185,17 +205,17 @@ class Walk:
             self.thin = np.where(ready, 0.0, self.thin)
 
     # ------------------------------------------------------------ the operator
-    def _decide(self, live: Mask, seconds: float) -> None:
+    def _decide(self, live: Mask, seconds: float, before: Floats) -> Mask:
+        """One look, after the one that saw the totals `before`; which runs look again at once."""
         rules, books, who = self.rules, self.books, np.flatnonzero(live)
         if not len(who):
-            return
+            return np.zeros(self.runs, dtype=bool)
         step, promoted = self.step[who], self.finish[who] == PROMOTED
-        control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         down = self.source.control_down[who]
+        books.roll_incident(self._mask(who, self.down[who] & ~down), seconds, before)
+        control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         lasts = self.incident[who] & incident_lasts(control.bad, control.all, rules.incident_limit, down)
-        codes, shared, suspected = judge_all(
-            rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts
-        )
+        codes, shared = judge_all(rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts)
         failing = (codes == Code.FAIL).any(axis=0)
         mine, theirs, copies = books.since_step(who, step, Col.ANSWERED, Col.CONTROL_ANSWERED, Col.MIRRORED)
         live_step = rules.shadow[step] == 0
@@ -214,34 +234,38 @@ class Walk:
             enough_time=waited >= rules.min_seconds[step],
             too_late=waited >= rules.deadline_seconds[step],
         )
-        frozen = failing & (move == Move.FREEZE)
-        again = frozen & (suspected.any(axis=0) | down)
-        self._freeze(self._mask(who, frozen), self._mask(who, again), seconds)
+        frozen = move == Move.FREEZE
+        anew = frozen & self.incident[who] & ~down
+        if anew.any():
+            anew &= recovered(rules, books, who, before)
+            books.roll_incident(self._mask(who, anew), seconds, before)
+        self.down[who] = frozen & down
+        self._freeze(self._mask(who, failing & frozen), seconds)
         self.incident[who] &= failing | lasts
-        self._roll_back(who[move == Move.ROLL_BACK], codes, shared, who, seconds)
+        own = (codes == Code.FAIL) & ~(shared | (rules.excusable & down))
+        stop = move == Move.ROLL_BACK
+        self._roll_back(who[stop], own[:, stop], seconds)
         self._advance(self._mask(who, move == Move.ADVANCE), seconds)
         weeks = promoted & (move == Move.HOLD) & (seconds - books.oldest_at[who] >= WATCH_SECONDS)
         self._watch_anew(self._mask(who, weeks), seconds)
         active = live & (self.finish != ROLLED_BACK)
         books.mark(active & epoch_due(books.oldest_at, books.newest_at, seconds), seconds)
+        return self._mask(who, anew)
 
     def _mask(self, who: Ints, which: Mask) -> Mask:
         mask = np.zeros(self.runs, dtype=bool)
         mask[who[which]] = True
         return mask
 
-    def _freeze(self, hit: Mask, again: Mask, seconds: float) -> None:
-        """Begin an incident, or, while the control still looks bad, its look at both arms anew."""
-        self.books.roll_incident(again & self.incident, seconds)
+    def _freeze(self, hit: Mask, seconds: float) -> None:
+        """Begin an incident where there is none."""
         fresh = hit & ~self.incident
         if fresh.any():
             self.books.incident(fresh, seconds)
         self.incident |= hit
 
-    def _roll_back(
-        self, runs: Ints, codes: NDArray[np.int8], shared: Mask, who: Ints, seconds: float
-    ) -> None:
-        own = ((codes == Code.FAIL) & ~shared)[:, np.searchsorted(who, runs)]
+    def _roll_back(self, runs: Ints, own: Mask, seconds: float) -> None:
+        """`own`: the fails that nobody else is to blame for, `(gates, runs)`."""
         self.stopped_at[runs] = np.where(own.any(axis=0), np.argmax(own, axis=0), -1)
         self.finish[runs] = ROLLED_BACK
         self.decided[runs] = seconds / 3600.0
