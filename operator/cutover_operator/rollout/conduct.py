@@ -225,7 +225,7 @@ def _before(d: Draft) -> Totals:
     """The totals of the look before."""
     assert d.ledger is not None
     before = d.world.evidence.before
-    return before.totals if before is not None and before.epoch == d.ledger.epoch else d.ledger.totals
+    return before if before is not None else d.ledger.totals
 
 
 def _rolled(d: Draft) -> None:

@@ -24,7 +24,7 @@ from cutover.contract import (
 )
 from cutover.route import GatewayConfig, Route
 from cutover_operator.evidence.folding import Wanted
-from cutover_operator.evidence.ledger import Ledger, LedgerError
+from cutover_operator.evidence.ledger import Ledger, LedgerError, Totals
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
 from cutover_operator.evidence.reading import Samples, Wish, read_evidence
 from cutover_operator.evidence.samples import Unavailable
@@ -63,8 +63,8 @@ class _Counted:
     stored: Ledger
     wish: Wish
     current: Ledger
-    before: Ledger
-    """As it was at the look before."""
+    before: Totals
+    """What had been counted at the look before."""
     at: float
 
 
@@ -194,12 +194,12 @@ class Watchtower:
             )
             return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
         wish = wish_of(owner, spec, stored, url)
-        base = before = stored
+        base, before = stored, stored.totals
         age = now.timestamp() - (stored.written_at or stored.started_at)
         at, known = self._clock(), self._counted.get(_place(owner))
         if known is not None and (known.stored, known.wish) == (stored, wish):
             base, age = known.current, at - known.at
-            before = known.before if age < ONE_LOOK_SECONDS else base
+            before = known.before if age < ONE_LOOK_SECONDS else base.totals
         read = await read_evidence(self._samples, wish, base, age)
         if read.metrics is None:
             self._counted[_place(owner)] = _Counted(stored, wish, read.current, before, at)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus
 from cutover.route import GatewayConfig, Route, RouteReport
-from cutover_operator.evidence.ledger import Ledger
+from cutover_operator.evidence.ledger import Ledger, Totals
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout.resources import Images
 
@@ -50,8 +50,8 @@ class Evidence:
     damaged: str = ""
     """Why the stored ledger cannot be read; empty when it can, or when there is none."""
     current: Ledger | None = None
-    before: Ledger | None = None
-    """As it was at the look before; the checkpoint when none is remembered."""
+    before: Totals | None = None
+    """What had been counted at the look before; at the checkpoint when none is remembered."""
     metrics: Unavailable | None = None
     """Why the gateway's metrics cannot be judged now; None when they can."""
     labels: Unavailable | None = None
