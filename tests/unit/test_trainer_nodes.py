@@ -235,6 +235,17 @@ def test_a_refusal_outweighs_the_failures_it_causes(tmp_path: Path) -> None:
     assert [nodes.words(node) for node in range(2)] == ["1", "1"]
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_what_breaks_on_another_node_because_one_leaves_is_no_failure(tmp_path: Path, node: int) -> None:
+    """And if the first node hears of it before its own workers have ended."""
+    leaves = "sys.exit(1) if rank == '2' else (time.sleep(0.5), sys.exit(75))"
+    code = f"import signal; signal.signal(signal.SIGTERM, lambda *_: {leaves}); "
+    nodes = Nodes(tmp_path, f"{code}open(folder + '/listens-' + rank, 'w'); {STAYS}", workers=2)
+    wait(listening(tmp_path, 4))
+    nodes.send(node, signal.SIGTERM)
+    assert nodes.ends() == [ExitCode.INTERRUPTED] * 2
+
+
 @pytest.mark.parametrize("node", [0, 2])
 def test_a_request_to_stop_one_reaches_all(tmp_path: Path, node: int) -> None:
     nodes = Nodes(tmp_path, listens(), count=3)
