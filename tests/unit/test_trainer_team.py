@@ -24,7 +24,7 @@ from cutover_trainer.batches import BatchBuilder, encode_all
 from cutover_trainer.examples import open_prepared
 from cutover_trainer.learner import Learner
 from cutover_trainer.models import Hardware, load_base, with_new_adapter
-from cutover_trainer.outcome import Interrupted
+from cutover_trainer.outcome import Interrupted, StageFailed
 from cutover_trainer.place import Place
 from cutover_trainer.processors import load_encoder
 from cutover_trainer.row_dropout import Draw, RowDropout
@@ -201,6 +201,43 @@ def test_a_validation_that_was_cut_short_is_made_up_for(
         assert whole_steps(workspace)[-1] == step
     assert run_stage("train", wanted, workspace)[0] == ExitCode.DONE
     assert curves(workspace)["validationLoss"] == [[epoch, loss] for epoch, loss in cut_short.items()]
+
+
+@pytest.mark.parametrize("machines", [True, False])
+def test_workers_on_cards_that_do_not_match_do_not_wait_for_one_another(
+    tmp_path: Path, machines: bool
+) -> None:
+    """A node whose GPU is lost, or one of an older kind."""
+    port = two_in_a_row()
+
+    def meet(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "CUTOVER_RENDEZVOUS": f"tcp://127.0.0.1:{port}" if machines else f"file://{tmp_path}/rendezvous",
+        }
+        try:
+            TrainerTeam.join(torch.device("cpu"), ("cuda torch.bfloat16", "cpu torch.float32")[rank])
+        except StageFailed as failed:
+            assert "compute.gpuProduct" in failed.message
+            (tmp_path / f"refused-{rank}").touch()
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while len(list(tmp_path.glob("refused-*"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os._exit(failed.exit_code)
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=meet, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(DEADLINE_SECONDS)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert codes == [ExitCode.FAILED] * 2
+    assert len(list(tmp_path.glob("refused-*"))) == 2
 
 
 class Bystander(TrainerTeam):

@@ -29,7 +29,14 @@ from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.learner import Learner
 from cutover_trainer.loss_curve import label_entropy, nothing_learnt
 from cutover_trainer.manifest import digest_of, fetch_folder
-from cutover_trainer.models import adapter_layers, choose_hardware, chosen_device, load_base, with_new_adapter
+from cutover_trainer.models import (
+    adapter_layers,
+    choose_hardware,
+    chosen_device,
+    chosen_dtype,
+    load_base,
+    with_new_adapter,
+)
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
 from cutover_trainer.processors import load_encoder
 from cutover_trainer.schedule import Schedule, views_of
@@ -49,7 +56,9 @@ PROBED_ROWS = 16
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
     stop.check()
-    team = Team.join(chosen_device(config.spec.compute.gpus))
+    device = chosen_device(config.spec.compute.gpus)
+    numbers = f"{device.type} {chosen_dtype(config.spec.fine_tune.precision, device)}"
+    team = Team.join(device, numbers)
     try:
         return _train(config, store, scratch, stop, team)
     finally:
