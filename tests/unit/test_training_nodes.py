@@ -225,7 +225,9 @@ def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
 
 
 @pytest.mark.parametrize("pods", [(pod(0, 1), pod(1, 1)), (pod(0, 65),), ()])
-def test_a_job_that_is_about_to_count_as_failed_is_not_deleted_with_its_logs(pods: tuple[PodSeen, ...]) -> None:
+def test_a_job_that_is_about_to_count_as_failed_is_not_deleted_with_its_logs(
+    pods: tuple[PodSeen, ...],
+) -> None:
     """Its controller says FailureTarget first, and Failed a moment later, when the pods have ended."""
     plan = decide(world_of(FAILING, *pods), START)
     assert plan.after == ()
