@@ -112,3 +112,14 @@ def test_what_another_pod_is_writing_further_on_is_left_alone(store: ArtifactSto
     Trained(2.0).save(Checkpoints(store, "run"), 2)
     assert folders(store) == ["step-00000002", "step-00000009"]
     assert Trained().resume(Checkpoints(store, "run")) == 2
+
+
+def test_an_attempt_may_go_on_on_a_card_that_scales_its_losses(tmp_path: Path) -> None:
+    """bf16 on the first attempt's card, fp16 on the next one's, and back."""
+    checkpoints = Checkpoints(ArtifactStore(f"file://{tmp_path}/run"), "run")
+    trained = Trained(1.0)
+    for step, scaled in enumerate((False, True, False), start=1):
+        trained.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        if step > 1:
+            assert trained.resume(checkpoints) == step - 1
+        trained.save(checkpoints, step)

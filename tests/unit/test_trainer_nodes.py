@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ DEADLINE_SECONDS = 60.0
 WORDS = "import os, sys, time; rank = os.environ['RANK']; open(os.environ['CUTOVER_TERMINATION_LOG'], 'w').write(rank); "
 LISTENS = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
 STAYS = "time.sleep(120)"
+TCP_CLOSE = 7
+"""State of a connection that was reset, as Linux counts them."""
 
 DONE, REFUSED, FAILED = End(0, "done"), End(65, "refused"), End(1, "failed")
 STOPPED, LOST = End(75, "stopped"), End(75, "lost", lost=True)
@@ -232,6 +235,17 @@ def test_a_refusal_outweighs_the_failures_it_causes(tmp_path: Path) -> None:
     assert [nodes.words(node) for node in range(2)] == ["1", "1"]
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_what_breaks_on_another_node_because_one_leaves_is_no_failure(tmp_path: Path, node: int) -> None:
+    """And if the first node hears of it before its own workers have ended."""
+    leaves = "sys.exit(1) if rank == '2' else (time.sleep(0.5), sys.exit(75))"
+    code = f"import signal; signal.signal(signal.SIGTERM, lambda *_: {leaves}); "
+    nodes = Nodes(tmp_path, f"{code}open(folder + '/listens-' + rank, 'w'); {STAYS}", workers=2)
+    wait(listening(tmp_path, 4))
+    nodes.send(node, signal.SIGTERM)
+    assert nodes.ends() == [ExitCode.INTERRUPTED] * 2
+
+
 @pytest.mark.parametrize("node", [0, 2])
 def test_a_request_to_stop_one_reaches_all(tmp_path: Path, node: int) -> None:
     nodes = Nodes(tmp_path, listens(), count=3)
@@ -247,6 +261,41 @@ def test_a_node_that_is_done_waits_for_the_word_of_the_first(tmp_path: Path) -> 
     wait((tmp_path / "node-1/worker-0.json").exists)
     nodes.send(0, signal.SIGKILL)
     assert nodes.ends(but=0) == [ExitCode.INTERRUPTED]
+
+
+def test_what_was_said_before_the_line_broke_is_heard() -> None:
+    """A node that is slow to listen finds the others gone: that it can say nothing any more takes no word from it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = node_link.Peer(socket.create_connection(listener.getsockname()))
+        other, _ = listener.accept()
+    peer.send({"unread": True})
+    other.sendall(b'{"verdict": 0, "words": "done"}\n')
+    other.close()
+    wait(lambda: _broken(peer))
+    assert list(peer.receive()) == [{"verdict": 0, "words": "done"}]
+    assert peer.gone
+
+
+def _broken(peer: node_link.Peer) -> bool:
+    """Whether the other side's reset has come; looked at without taking what it left or the error."""
+    state = peer._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    peer._beat_at = 0.0
+    return bool(state == TCP_CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("said", "broken"),
+    [(b'{"stop": true}', False), (b'{"broken": true}', True), (b'{"verdict": 75, "words": ""}', True)],
+)
+def test_what_comes_together_with_the_welcome_is_heard(said: bytes, broken: bool) -> None:
+    """The first node may be asked to stop, or lose another one, as soon as it has let all in."""
+    port = two_in_a_row()
+    with socket.create_server(("127.0.0.1", port)) as listener, ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(lambda: listener.accept()[0])
+        accepted.add_done_callback(lambda done: done.result().sendall(b'{"welcome": true}\n' + said + b"\n"))
+        follower = meet(Place(1, 2, 1, "127.0.0.1", port), "run/1", "train", Stop())
+        with accepted.result():
+            assert (follower.leaving, follower.broken) == (True, broken)
 
 
 def test_who_waits_for_the_others_can_be_stopped(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cutover_trainer.batches import BatchBuilder, encode_all
 from cutover_trainer.examples import open_prepared
 from cutover_trainer.learner import Learner
 from cutover_trainer.models import Hardware, load_base, with_new_adapter
+from cutover_trainer.outcome import Interrupted, StageFailed
 from cutover_trainer.place import Place
 from cutover_trainer.processors import load_encoder
 from cutover_trainer.row_dropout import Draw, RowDropout
@@ -176,6 +177,66 @@ def test_when_another_pod_was_first_to_save_all_leave_without_a_failure(
     team = Team(workspace, 2, save_seconds=0)
     assert team.end() == [ExitCode.INTERRUPTED] * 2
     assert whole_steps(workspace)[-1] == step
+
+
+def test_a_validation_that_was_cut_short_is_made_up_for(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch's steps are in the checkpoint, its validation loss is not."""
+    real, cut_short = Learner.loss_on, {1: 0.0, 2: 0.0}
+
+    def asked_to_leave_meanwhile(learner: Learner, *arguments: Any) -> float:
+        loss = real(learner, *arguments)
+        epoch = learner.optimizer.state_dict()["state"][0]["step"].item() // 5
+        if cut_short[epoch]:
+            return loss
+        cut_short[epoch] = loss
+        raise Interrupted("Interrupted", "the pod was asked to stop")
+
+    monkeypatch.setattr(Learner, "loss_on", asked_to_leave_meanwhile)
+    wanted = document(workspace)
+    wanted["spec"]["fineTune"] = FINE_TUNE | {"epochs": 2}
+    for step in (5, 10):
+        assert run_stage("train", wanted, workspace)[0] == ExitCode.INTERRUPTED
+        assert whole_steps(workspace)[-1] == step
+    assert run_stage("train", wanted, workspace)[0] == ExitCode.DONE
+    assert curves(workspace)["validationLoss"] == [[epoch, loss] for epoch, loss in cut_short.items()]
+
+
+@pytest.mark.parametrize("machines", [True, False])
+def test_workers_on_cards_that_do_not_match_do_not_wait_for_one_another(
+    tmp_path: Path, machines: bool
+) -> None:
+    """A node whose GPU is lost, or one of an older kind."""
+    port = two_in_a_row()
+
+    def meet(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "CUTOVER_RENDEZVOUS": f"tcp://127.0.0.1:{port}" if machines else f"file://{tmp_path}/rendezvous",
+        }
+        try:
+            TrainerTeam.join(torch.device("cpu"), ("cuda torch.bfloat16", "cpu torch.float32")[rank])
+        except StageFailed as failed:
+            (tmp_path / f"refused-{rank}").write_text(failed.message)
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while len(list(tmp_path.glob("refused-*"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os._exit(failed.exit_code)
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=meet, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(DEADLINE_SECONDS)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert codes == [ExitCode.FAILED] * 2
+    assert all("compute.gpuProduct" in (tmp_path / f"refused-{rank}").read_text() for rank in range(2))
 
 
 class Bystander(TrainerTeam):

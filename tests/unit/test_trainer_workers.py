@@ -67,6 +67,23 @@ def test_a_worker_that_is_asked_before_it_listens_is_interrupted(tmp_path: Path)
     assert run(tmp_path, STAYS, stop=AskedOnceAllAreThere())[0] == ExitCode.INTERRUPTED
 
 
+def test_what_breaks_when_the_first_has_left_as_asked_is_no_failure(tmp_path: Path) -> None:
+    """Asked while they meet: who was still alone leaves, and the others' connections to it break."""
+
+    class AskedOnceAllListen(Stop):
+        @property
+        def requested(self) -> bool:
+            return len(list(tmp_path.glob("listens-*"))) == 3
+
+    leaves = "sys.exit(1) if rank == '0' else (time.sleep(0.5), sys.exit(75))"
+    listens = f"open('{tmp_path}/listens-' + rank, 'w')"
+    code = f"import signal; signal.signal(signal.SIGTERM, lambda *_: {leaves}); {listens}; {STAYS}"
+    log = tmp_path / "termination.json"
+    command = [sys.executable, "-c", WORDS + code]
+    assert run_workers(command, Place(workers=3), AskedOnceAllListen(), tmp_path, log) == 75
+    assert not log.exists()
+
+
 def test_a_worker_that_somebody_else_ends_has_failed(tmp_path: Path) -> None:
     assert run(tmp_path, f"os.kill(os.getpid(), 15) if rank == '1' else {STAYS}") == (143, "1")
 

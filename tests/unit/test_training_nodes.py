@@ -158,6 +158,7 @@ def pod(index: int, code: int | None, **more: Any) -> PodSeen:
         ([{"code": 75}, {"code": 137, "killed_for": "OOMKilled"}, {"code": 75}], "failed", "OutOfMemory"),
         ([{"code": 1}, {"code": 1}, {"code": 1}], "failed", "StageFailed"),
         ([{"code": 75}, {"code": None, "reason": "Evicted", "disrupted": True}], "failed", "Evicted"),
+        ([{"code": 75, "reason": "Evicted", "disrupted": True}, {"code": 75}], "failed", "Evicted"),
         ([{"code": 65}, {"code": 1}, {"code": 75}], "badInput", "BadInput"),
         # One that was done before another was lost is not to blame, and the next attempt answers at once.
         ([{"code": 0}, {"code": 137, "disrupted": True}], "interrupted", "PodDisrupted"),
@@ -165,11 +166,14 @@ def pod(index: int, code: int | None, **more: Any) -> PodSeen:
     ],
 )
 def test_how_a_set_of_pods_ended(ends: list[dict[str, Any]], kind: str, reason: str | None) -> None:
+    codes = [end["code"] for end in ends if end["code"]]
     for order in (ends, ends[::-1]):
         pods = [pod(index, **end) for index, end in enumerate(order)]
-        outcome = judge("train", JOB, pods)
-        assert outcome.kind == kind
-        assert reason in (None, outcome.reason)
+        # The Job tells the exit code of the pod that it saw first, whichever that was.
+        for text in ("", *(f"Container trainer failed with exit code {code}" for code in codes)):
+            outcome = judge("train", replace(JOB, message=text), pods)
+            assert outcome.kind == kind
+            assert reason in (None, outcome.reason)
 
 
 def test_done_is_done_whichever_pod_is_left_to_say_it() -> None:
@@ -186,11 +190,8 @@ def test_a_pods_place_is_read_from_its_label() -> None:
     assert pod_seen({"metadata": {"name": "p", "uid": "u"}}).index == 0
 
 
-def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
-    """Its pod cannot end, so its Job never counts as failed; the pods of the others have said why they left."""
-    job = JobSeen("run-train-1", "uid", "train", 1, active=True, pods=2, failing=True, message="exit code 75")
-    left, asked = pod(0, 75), START + timedelta(seconds=60)
-    dark = replace(pod(1, None), over=False, running=True, delete_by=asked)
+def world_of(job: JobSeen, *pods: PodSeen) -> World:
+    """In the first attempt of the training."""
     stages = [
         {"name": "prepare", "state": "Done"},
         {"name": "train", "state": "Running", "attempt": 1, "job": job.name},
@@ -203,7 +204,17 @@ def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
         "status": {"observedGeneration": 1, "stage": "train", "stages": stages},
     }
     site = Site(("http://assessments:8080",), "trainer:1")
-    world = World(parent, TrainingRun.from_object(parent), READ_TASK, site, (job,), (left, dark))
+    return World(parent, TrainingRun.from_object(parent), READ_TASK, site, (job,), pods)
+
+
+FAILING = JobSeen("run-train-1", "uid", "train", 1, active=True, pods=2, failing=True, message="exit code 75")
+
+
+def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
+    """Its pod cannot end, so its Job never counts as failed; the pods of the others have said why they left."""
+    job, left, asked = FAILING, pod(0, 75), START + timedelta(seconds=60)
+    dark = replace(pod(1, None), over=False, running=True, delete_by=asked)
+    world = world_of(job, left, dark)
     early = decide(world, asked + timedelta(seconds=LINGER_SECONDS - 1))
     assert early.status is not None
     assert (early.status["reason"], early.status["stages"][1]["state"]) == ("StageEnding", "Running")
@@ -211,6 +222,21 @@ def test_a_node_without_power_does_not_hold_the_next_attempt_for_ever() -> None:
     assert late.status is not None
     assert (late.status["stages"][1]["state"], late.status["stages"][1].get("failures", 0)) == ("Waiting", 0)
     assert [action.name for action in late.after if isinstance(action, Delete)] == [job.name]
+
+
+@pytest.mark.parametrize("pods", [(pod(0, 1), pod(1, 1)), (pod(0, 65),), ()])
+def test_a_job_that_is_about_to_count_as_failed_is_not_deleted_with_its_logs(
+    pods: tuple[PodSeen, ...],
+) -> None:
+    """Its controller says FailureTarget first, and Failed a moment later, when the pods have ended."""
+    plan = decide(world_of(FAILING, *pods), START)
+    assert plan.after == ()
+    assert plan.status is not None
+    assert (plan.status["reason"], plan.status["stages"][1]["state"]) == ("StageEnding", "Running")
+    plan = decide(world_of(replace(FAILING, active=False), *pods), START)
+    assert plan.after == ()
+    assert plan.status is not None
+    assert plan.status["stages"][1]["state"] == ("Failed" if len(pods) == 1 else "Waiting")
 
 
 # ------------------------------------------------------------------ claims

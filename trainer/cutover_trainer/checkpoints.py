@@ -108,7 +108,9 @@ class Checkpoints:
                 parameter.copy_(weights[key])
         rest = torch.load(io.BytesIO(found["optimizer.pt"]), weights_only=True)
         optimizer.load_state_dict(rest["optimizer"])
-        scaler.load_state_dict(rest["scaler"])
+        if rest["scaler"]:
+            # Saved on a card that needs none, it begins anew.
+            scaler.load_state_dict(rest["scaler"])
         state = TrainingState(**json.loads(found["state.json"]))
         log("resumed", step=state.step)
         return state

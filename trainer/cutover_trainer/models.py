@@ -56,19 +56,26 @@ def choose_hardware(
         torch.set_num_threads(int(os.environ.get("CUTOVER_THREADS", "1")))
         if precision == "fp16":
             raise BadInput("PrecisionUnsupported", "fineTune.precision: fp16 needs a GPU; use auto or fp32")
-        return Hardware(device, torch.bfloat16 if precision == "bf16" else torch.float32, False)
-    native = torch.cuda.get_device_capability() >= _BFLOAT16_CAPABILITY
-    if precision == "bf16" and not native:
+        return Hardware(device, chosen_dtype(precision, device), False)
+    if precision == "bf16" and not _native_bfloat16():
         name = torch.cuda.get_device_name()
         raise BadInput("PrecisionUnsupported", f"fineTune.precision: {name} has no bf16; use auto or fp16")
-    kind = {
-        "auto": torch.bfloat16 if native else torch.float16,
-        "bf16": torch.bfloat16,
-        "fp16": torch.float16,
-    }
-    dtype = kind.get(precision, torch.float32)
+    dtype = chosen_dtype(precision, device)
     torch.backends.cuda.matmul.allow_tf32 = True
     return Hardware(device, dtype, dtype is torch.float16)
+
+
+def chosen_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: Any) -> Any:
+    """What a device computes with for a precision that it may have or not, see `choose_hardware`."""
+    if device.type == "cpu":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    automatic = torch.bfloat16 if _native_bfloat16() else torch.float16
+    kind = {"auto": automatic, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return kind.get(precision, torch.float32)
+
+
+def _native_bfloat16() -> bool:
+    return bool(torch.cuda.get_device_capability() >= _BFLOAT16_CAPABILITY)
 
 
 def chosen_device(gpus: int) -> Any:

@@ -134,15 +134,12 @@ class Peer:
             except BlockingIOError:
                 return
             except OSError:
-                self._closed = True
+                # What the other side had said before is still to be read; reading finds the end.
+                self._out = b""
 
     @property
     def gone(self) -> bool:
         return self._closed or time.monotonic() - self._heard_at > SILENCE_SECONDS
-
-    @property
-    def delivered(self) -> bool:
-        return not self._out
 
     def close(self) -> None:
         self._closed = True
@@ -292,9 +289,12 @@ class Follower:
                     peer = _connected(place)
                     if peer is not None:
                         peer.send({"hello": token, "node": place.node})
-                if peer is not None and any(said.get("welcome") for said in peer.receive()):
-                    met, peer = peer, None
-                    return cls(place, met, stage)
+                heard = [] if peer is None else list(peer.receive())
+                if peer is not None and any(said.get("welcome") for said in heard):
+                    follower, peer = cls(place, peer, stage), None
+                    for said in heard:
+                        follower._hear(said)
+                    return follower
                 time.sleep(POLL_SECONDS)
         finally:
             if peer is not None:
@@ -302,13 +302,18 @@ class Follower:
 
     def turn(self) -> None:
         for said in self._peer.receive():
-            if said.get("stop"):
-                self.leaving = True
-            if said.get("broken"):
-                self.leaving = self.broken = True
-            if "verdict" in said:
-                self._verdict = End(int(said["verdict"]), str(said["words"]))
+            self._hear(said)
         if self._peer.gone:
+            self.leaving = self.broken = True
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        if said.get("stop"):
+            self.leaving = True
+        if said.get("broken"):
+            self.leaving = self.broken = True
+        if "verdict" in said:
+            self._verdict = End(int(said["verdict"]), str(said["words"]))
+            # It may come while this node's workers are at work: the first node has given up waiting for them.
             self.leaving = self.broken = True
 
     def asked_to_stop(self) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+from torch.distributed.rendezvous import rendezvous
 
+from cutover_trainer.outcome import StageFailed
 from cutover_trainer.workers import LOCAL_RANK, RANK, RENDEZVOUS, SIZE
 
 PATIENCE = timedelta(minutes=30)
@@ -32,17 +34,29 @@ class Team:
     """Number on its own machine."""
 
     @classmethod
-    def join(cls, device: Any) -> Team:
-        """Meets the others, if the environment names any."""
+    def join(cls, device: Any, numbers: str = "") -> Team:
+        """Meets the others, if the environment names any. Raises StageFailed where one of them computes with other
+        `numbers`: on another kind of device they would wait for one another, in another precision add up what does not
+        belong together."""
         size = int(os.environ.get(SIZE, "1"))
         if size == 1:
             return cls()
         rank = int(os.environ[RANK])
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        store, _, _ = next(rendezvous(os.environ[RENDEZVOUS], rank, size, timeout=PATIENCE))
+        store.set(f"numbers/{rank}", numbers)
+        for other in range(size):
+            theirs = store.get(f"numbers/{other}").decode()
+            if theirs != numbers:
+                raise StageFailed(
+                    "CardsDiffer",
+                    f"compute.gpuProduct: worker {rank} computes with {numbers}, worker {other} with {theirs}; name one "
+                    "product for all, or a fineTune.precision that all have; a card may also have been lost",
+                )
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=os.environ[RENDEZVOUS],
+            store=store,
             rank=rank,
             world_size=size,
             timeout=PATIENCE,

@@ -29,7 +29,14 @@ from cutover_trainer.joblog import ProgressReporter, log
 from cutover_trainer.learner import Learner
 from cutover_trainer.loss_curve import label_entropy, nothing_learnt
 from cutover_trainer.manifest import digest_of, fetch_folder
-from cutover_trainer.models import adapter_layers, choose_hardware, chosen_device, load_base, with_new_adapter
+from cutover_trainer.models import (
+    adapter_layers,
+    choose_hardware,
+    chosen_device,
+    chosen_dtype,
+    load_base,
+    with_new_adapter,
+)
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
 from cutover_trainer.processors import load_encoder
 from cutover_trainer.schedule import Schedule, views_of
@@ -49,7 +56,9 @@ PROBED_ROWS = 16
 
 def run(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop) -> StageResult:
     stop.check()
-    team = Team.join(chosen_device(config.spec.compute.gpus))
+    device = chosen_device(config.spec.compute.gpus)
+    numbers = f"{device.type} {chosen_dtype(config.spec.fine_tune.precision, device)}"
+    team = Team.join(device, numbers)
     try:
         return _train(config, store, scratch, stop, team)
     finally:
@@ -192,6 +201,9 @@ class _Attempt:
         """Raises Interrupted or BudgetExceeded after a checkpoint."""
         state = self._state
         try:
+            if state.step and state.step % self._schedule.steps_per_epoch == 0:
+                # The attempt before may have been stopped between an epoch's last step and its validation.
+                self._validate()
             while state.step < self._end_step:
                 if self._team.size > 1:
                     self._stop.check_together(self._team.sums, self._outrun)
@@ -230,16 +242,23 @@ class _Attempt:
         self._progress.report(state.step, loss, self.samples_per_second)
 
     def _end_of_epoch(self) -> None:
-        state = self._state
-        epoch = state.step // self._schedule.steps_per_epoch
+        self._validate()
+        doubt = self.doubt()
+        if doubt is not None:
+            log("warning", epoch=self._epoch, message=doubt)
+
+    def _validate(self) -> None:
+        state, epoch = self._state, self._epoch
         if self._validation_rows and all(entry[0] != epoch for entry in state.validation_losses):
             rows = range(self._validation_rows)
             loss = self._learner.loss_on(self._validation, rows, self._check)
             state.validation_losses.append([epoch, loss])
             log("epoch", epoch=epoch, validationLoss=round(loss, 5))
-        doubt = self.doubt()
-        if doubt is not None:
-            log("warning", epoch=epoch, message=doubt)
+
+    @property
+    def _epoch(self) -> int:
+        """Epochs done."""
+        return self._state.step // self._schedule.steps_per_epoch
 
     def doubt(self) -> str | None:
         """Why the adapter is probably useless, by its losses."""

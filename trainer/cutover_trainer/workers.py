@@ -61,10 +61,12 @@ def run_workers(
             worker.kill()
             worker.wait()
     code = workers[decided].returncode
-    if code == -signal.SIGTERM and asked:
-        # It was not listening yet. What this launcher asked for is no failure of the training.
-        code = ExitCode.INTERRUPTED
     said = words[decided].read_text() if words[decided].exists() else ""
+    if asked and code not in (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.INTERRUPTED):
+        # It was not listening yet, was deaf, or another had left it alone. What follows from a request to leave is no
+        # failure of the training; where the request came from a failure on another node, that one was first and counts.
+        # One that failed has left words of a failure.
+        code, said = ExitCode.INTERRUPTED, said if code < 0 else ""
     end = others.settle(End(code if code >= 0 else KILLED_BY_SIGNAL - code, said))
     # Outside a pod there may be no place for it; the worker has logged its result.
     with contextlib.suppress(OSError):

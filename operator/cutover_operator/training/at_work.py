@@ -26,7 +26,7 @@ def at_work(s: Situation, job: JobSeen) -> Answer:
     trouble = next((found for pod in pods if (found := _trouble(pod, s.now))), None)
     if trouble is not None:
         return Answer(trouble, again_in_seconds=PENDING_SECONDS)
-    if any(pod.over for pod in pods):
+    if job.failing or any(pod.over for pod in pods):
         text = f"{s.stage.name}: the pod of attempt {s.stage.attempt} has ended"
         return Answer(Standing("StageEnding", text), again_in_seconds=POLL_SECONDS)
     running = sum(pod.running for pod in pods)

@@ -49,19 +49,23 @@ def judge(stage: str, job: JobSeen, pods: Sequence[PodSeen]) -> Outcome:
 
 def _judge_failure(stage: str, job: JobSeen, pod: PodSeen | None) -> Outcome:
     result = pod.result if pod else None
-    code = pod.exit_code if pod and pod.exit_code is not None else job.exit_code
+    code = pod.exit_code if pod else None
+    if code is None and (pod is None or job.pods == 1):
+        # Of several pods the Job tells the code of one, and not of which.
+        code = job.exit_code
     if code == ExitCode.BAD_INPUT:
         return _said(
             "badInput", result, "BadInput", f"the stage {stage} refused its input; see the pod's log"
         )
+    if pod is not None and pod.reason == "Evicted":
+        # Also where the stage had the time to leave with a checkpoint.
+        return Outcome("failed", "Evicted", pod.message or "the kubelet evicted the pod")
     if code == ExitCode.INTERRUPTED:
         return _said("interrupted", result, "Interrupted", "the pod was asked to stop; a checkpoint is kept")
     if pod is None:
         return Outcome(
             "interrupted", "PodGone", "the pod is gone without a word: its node left or it was deleted"
         )
-    if pod.reason == "Evicted":
-        return Outcome("failed", "Evicted", pod.message or "the kubelet evicted the pod")
     if pod.killed_for == "OOMKilled":
         text = "the stage ran out of memory; raise compute.memory or lower fineTune.batchSize in a new run"
         return Outcome("failed", "OutOfMemory", text)

@@ -61,7 +61,7 @@ def settle(world: World, spec: TrainingRunSpec, before: TrainingRunStatus, now: 
     if job is None:
         return Settled(status, {})
     pods = pods_of(world, job)
-    if not job.active or (job.failing and not any(may_still_write(pod, now) for pod in pods)):
+    if not job.active or (job.failing and _cannot_end(pods, now)):
         return _ended(status, stage, judge(stage.name, job, pods), pods, spec, now)
     state = "Queued" if job.suspended else "Running"
     if stage.state != state:
@@ -95,6 +95,13 @@ def pods_of(world: World, job: JobSeen) -> tuple[PodSeen, ...]:
     mine.sort(key=lambda pod: (pod.created_at is not None, pod.created_at))
     youngest = {pod.index: pod for pod in mine}
     return tuple(youngest[index] for index in sorted(youngest))
+
+
+def _cannot_end(pods: Sequence[PodSeen], now: datetime) -> bool:
+    """Whether a failing Job will not count as failed soon. Where all pods have ended it will, and then it is kept with its
+    logs; one that is judged before is in the next attempt's way and has to be deleted."""
+    dark = [pod for pod in pods if not pod.over]
+    return bool(dark) and not any(may_still_write(pod, now) for pod in dark)
 
 
 def may_still_write(pod: PodSeen, now: datetime) -> bool:
