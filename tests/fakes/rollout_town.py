@@ -52,8 +52,8 @@ GATEWAY = "assessor"
 START = 1_900_000_000.0
 SITE = Site(
     prometheus_url="http://prometheus:9090",
-    allowed_urls=("http://prometheus:9090",),
-    images=Images("engine:1", "vllm:1", "tgi:1"),
+    allowed_urls=("http://prometheus:9090", "http://mlflow:5000"),
+    images=Images("engine:1", "vllm:1", "tgi:1", trainer="trainer:1"),
 )
 TASK = {
     "name": "building-damage",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,71 +15,19 @@ from hypothesis import strategies as st
 from cutover.contract import ExitCode
 from cutover.stages import StageResult
 from cutover_trainer.__main__ import main
-from cutover_trainer.champion import tell
-from cutover_trainer.champion_rule import CHAMPION, TAG, TAG_FOUND, Word
+from cutover_trainer.champion_rule import TAG_FOUND
+from fakes.mlflow_model import CutShort, ModelInMemory, Told
 from fakes.mlflow_server import mlflow_server
 from fakes.training_example import http_service
-
-Job = tuple[str, str, bool, str]
-"""(rollout, version, promoted, at)"""
 
 
 def at(number: int) -> str:
     return f"2026-11-24T19:{number:02d}:00.000Z"
 
 
-class CutShort(Exception):
-    pass
-
-
-@dataclass
-class Registry:
-    """One registered model as `MlflowClient` shows it; every write may be the last one of its Job."""
-
-    tags: dict[str, dict[str, str]]
-    champion: str | None = None
-    writes_left: int = 1_000
-    between: list[Job] = field(default_factory=list)
-    """Jobs of others that run when this one is about to move the alias."""
-
-    def get_registered_model(self, name: str) -> Any:
-        return SimpleNamespace(aliases={CHAMPION: self.champion} if self.champion else {})
-
-    def search_model_versions(self, text: str, page_token: str | None) -> Any:
-        class Page(list[Any]):
-            token = None
-
-        return Page(SimpleNamespace(version=v, tags=dict(tags)) for v, tags in self.tags.items())
-
-    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
-        self._write()
-        self.tags[version][key] = value
-
-    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-        if self.between:
-            run(self, self.between.pop())
-        self._write()
-        assert version in self.tags
-        self.champion = version
-
-    def delete_registered_model_alias(self, name: str, alias: str) -> None:
-        self._write()
-        self.champion = None
-
-    def _write(self) -> None:
-        if self.writes_left == 0:
-            raise CutShort
-        self.writes_left -= 1
-
-
-def run(registry: Registry, job: Job) -> str:
-    rollout, version, promoted, when = job
-    return tell(registry, "m", version, TAG + rollout, Word(promoted, when, f"claims/{rollout}"))[0]
-
-
-def expected(jobs: list[Job], by_hand: str | None) -> str | None:
+def expected(jobs: list[Told], by_hand: str | None) -> str | None:
     """By definition: the latest promotion that its own rollout has not withdrawn later."""
-    last: dict[str, Job] = {}
+    last: dict[str, Told] = {}
     for job in sorted(jobs, key=lambda job: job[3]):
         last[job[0]] = job
     standing = [(job[3], job[1]) for job in last.values() if job[2]]
@@ -92,10 +38,10 @@ def expected(jobs: list[Job], by_hand: str | None) -> str | None:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Job]:
+def histories(draw: st.DrawFn) -> list[Told]:
     """Up to five rollouts, each of one version, promoted and perhaps withdrawn (and so again), at different times."""
     times = iter(draw(st.permutations(range(20))))
-    jobs: list[Job] = []
+    jobs: list[Told] = []
     for number in range(draw(st.integers(1, 5))):
         version = str(draw(st.integers(1, 4)))
         moments = sorted(next(times) for _ in range(draw(st.integers(1, 4))))
@@ -105,8 +51,8 @@ def histories(draw: st.DrawFn) -> list[Job]:
 
 @settings(max_examples=300, deadline=None)
 @given(histories(), st.data())
-def test_order_repetition_and_cuts_play_no_part(jobs: list[Job], data: st.DataObject) -> None:
-    registry = Registry({str(version): {} for version in range(1, 5)})
+def test_order_repetition_and_cuts_play_no_part(jobs: list[Told], data: st.DataObject) -> None:
+    registry = ModelInMemory({str(version): {} for version in range(1, 5)})
     # Of one rollout the operator runs one Job after the other; those of different rollouts come in any order.
     queues = {name: [job for job in jobs if job[0] == name] for name in {job[0] for job in jobs}}
     while queues:
@@ -117,53 +63,53 @@ def test_order_repetition_and_cuts_play_no_part(jobs: list[Job], data: st.DataOb
         for writes in data.draw(st.lists(st.integers(0, 2), max_size=2)):
             registry.writes_left = writes
             try:
-                run(registry, job)
+                registry.tell(job)
             except CutShort:
                 continue
             finally:
                 registry.writes_left = 1_000
-        run(registry, job)
+        registry.tell(job)
     assert registry.champion == expected(jobs, None)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.permutations(range(6)), st.booleans())
 def test_two_jobs_at_once_leave_the_later_promotion(times: list[int], withdrawn: bool) -> None:
-    mine: Job = ("a", "1", True, at(times[0]))
-    other: Job = ("b", "2", True, at(times[1]))
-    before: Job = ("c", "3", True, at(times[2]))
-    registry = Registry({"1": {}, "2": {}, "3": {}})
-    run(registry, before)
+    mine: Told = ("a", "1", True, at(times[0]))
+    other: Told = ("b", "2", True, at(times[1]))
+    before: Told = ("c", "3", True, at(times[2]))
+    registry = ModelInMemory({"1": {}, "2": {}, "3": {}})
+    registry.tell(before)
     jobs = [before, mine, other]
     registry.between = [other]
     if withdrawn and times[3] > times[1]:
         registry.between.insert(0, ("b", "2", False, at(times[3])))
         jobs.append(("b", "2", False, at(times[3])))
-    run(registry, mine)
+    registry.tell(mine)
     while registry.between:
-        run(registry, registry.between.pop())
+        registry.tell(registry.between.pop())
     assert registry.champion == expected(jobs, None)
 
 
 def test_a_champion_made_by_hand_gets_the_alias_back() -> None:
-    registry = Registry({"1": {}, "2": {}, "3": {}}, champion="1")
-    assert run(registry, ("a", "2", True, at(1))) == "ChampionSet"
+    registry = ModelInMemory({"1": {}, "2": {}, "3": {}}, champion="1")
+    assert registry.tell(("a", "2", True, at(1))) == "ChampionSet"
     assert registry.champion == "2"
-    assert run(registry, ("b", "3", True, at(2))) == "ChampionSet"
-    assert run(registry, ("b", "3", False, at(3))) == "ChampionWithdrawn"
+    assert registry.tell(("b", "3", True, at(2))) == "ChampionSet"
+    assert registry.tell(("b", "3", False, at(3))) == "ChampionWithdrawn"
     assert registry.champion == "2"
-    assert run(registry, ("a", "2", False, at(4))) == "ChampionWithdrawn"
+    assert registry.tell(("a", "2", False, at(4))) == "ChampionWithdrawn"
     assert registry.champion == "1"
 
 
 def test_a_hand_that_moved_the_alias_away_is_left_alone_by_a_withdrawal() -> None:
-    registry = Registry({"1": {}, "2": {}})
-    run(registry, ("a", "2", True, at(1)))
+    registry = ModelInMemory({"1": {}, "2": {}})
+    registry.tell(("a", "2", True, at(1)))
     registry.champion = "1"
-    assert run(registry, ("a", "2", False, at(2))) == "ChampionKept"
+    assert registry.tell(("a", "2", False, at(2))) == "ChampionKept"
     assert registry.champion == "1"
     registry.champion = None
-    assert run(registry, ("a", "2", False, at(2))) == "ChampionKept"
+    assert registry.tell(("a", "2", False, at(2))) == "ChampionKept"
     assert registry.champion is None
 
 
@@ -185,15 +131,14 @@ def model(server: str, name: str, versions: int) -> Any:
 
 
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, job: Job, name: str, *more: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, job: Told, name: str, *more: str
 ) -> tuple[int, StageResult]:
     log = tmp_path / "termination.json"
     monkeypatch.setenv("CUTOVER_TERMINATION_LOG", str(log))
     rollout, version, promoted, when = job
-    code = main(
-        ["champion", "--url", url, "--model", name, "--version", version, "--at", when, "--uid", rollout]
-        + ["--rollout", f"claims/{rollout}", "--outcome", "promoted" if promoted else "withdrawn", *more]
-    )
+    said = [f"--url={url}", f"--model={name}", f"--version={version}", f"--at={when}", f"--uid={rollout}"]
+    outcome = "promoted" if promoted else "withdrawn"
+    code = main(["champion", *said, f"--rollout=claims/{rollout}", f"--outcome={outcome}", *more])
     return code, StageResult.model_validate(json.loads(log.read_text()))
 
 
@@ -204,7 +149,7 @@ def test_promotions_and_withdrawals_on_a_real_server(
     client.set_registered_model_alias("moved", "candidate", "3")
     client.set_registered_model_alias("moved", "previous", "2")
 
-    def told(job: Job) -> tuple[str, dict[str, str]]:
+    def told(job: Told) -> tuple[str, dict[str, str]]:
         code, result = command(tmp_path, monkeypatch, server, job, "moved")
         assert (code, result.stage, result.outcome) == (ExitCode.DONE, "champion", "done"), result.message
         aliases = client.get_registered_model("moved").aliases
@@ -241,7 +186,7 @@ def test_a_version_that_is_gone_is_named_and_needs_no_withdrawal(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = model(server, "gone", 2)
-    job: Job = ("a", "2", True, at(1))
+    job: Told = ("a", "2", True, at(1))
     assert command(tmp_path, monkeypatch, server, job, "gone")[0] == ExitCode.DONE
     client.delete_model_version("gone", "2")
     code, result = command(tmp_path, monkeypatch, server, job, "gone")
@@ -278,6 +223,6 @@ def test_a_refused_token_names_the_secret_and_not_the_token(
             tmp_path, monkeypatch, url, ("a", "1", True, at(1)), "m", "--token-file", str(token)
         )
     assert (code, result.reason) == (ExitCode.BAD_INPUT, "RegistryRefused")
-    assert "status.registry.secretRef" in result.message
+    assert "status.registry.secretName" in result.message
     assert "s3cret" not in result.message
     assert set(seen) == {"Bearer s3cret"}

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> StageResult:
     parser.add_argument("--token-file", help="file with the bearer token")
     given = parser.parse_args(arguments)
     word = Word(given.outcome == "promoted", given.at, given.rollout)
-    with registry(given.url, given.token_file, "status.registry") as client:
+    with registry(given.url, given.token_file, "status.registry", "status.registry.secretName") as client:
         reason, message = tell(client, given.model, given.version, TAG + given.uid, word)
     return StageResult(stage="champion", outcome="done", reason=reason, message=message)
 

@@ -19,8 +19,9 @@ MAX_MESSAGE_CHARACTERS = 600
 
 
 @contextmanager
-def registry(url: str, token_file: str | None, field: str) -> Iterator[Any]:
-    """Yields an `MlflowClient`. `field`: what the messages call the place where url and secretRef stand.
+def registry(url: str, token_file: str | None, field: str, secret_field: str) -> Iterator[Any]:
+    """Yields an `MlflowClient`. `field` and `secret_field`: where url and Secret are written, for the
+    messages.
 
     Raises BadInput and StageFailed, also for what the body meets in MLflow.
     """
@@ -29,7 +30,7 @@ def registry(url: str, token_file: str | None, field: str) -> Iterator[Any]:
     if token_file is not None:
         token = Path(token_file)
         if not token.is_file():
-            raise BadInput("MlflowTokenMissing", f"{field}.secretRef: no token at {token}")
+            raise BadInput("MlflowTokenMissing", f"{secret_field}: no token at {token}")
         os.environ["MLFLOW_TRACKING_TOKEN"] = token.read_text().strip()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException, RestException
@@ -47,7 +48,7 @@ def registry(url: str, token_file: str | None, field: str) -> Iterator[Any]:
         text = str(error)
         if "error code 401" in text or "error code 403" in text:
             raise BadInput(
-                "RegistryRefused", f"{field}.secretRef: {url} refused the token; check the Secret"
+                "RegistryRefused", f"{secret_field}: {url} refused the token; check the Secret"
             ) from None
         raise StageFailed(
             "RegistryUnavailable", f"{field}.url: {url}: {text}"[:MAX_MESSAGE_CHARACTERS]

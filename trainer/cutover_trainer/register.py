@@ -73,7 +73,9 @@ def _registered(
     facts: AdapterFacts,
     model: ModelVersion,
 ) -> ModelVersion:
-    with registry(where.url, config.mlflow_token_file, "registry.mlflow") as client:
+    with registry(
+        where.url, config.mlflow_token_file, "registry.mlflow", "registry.mlflow.secretRef"
+    ) as client:
         run_id = _run_id(client, config)
         _log_run(client, run_id, config, store, manifest, facts)
         version = _version(client, where.model_name, run_id, model, _synthetic_rows(store))
