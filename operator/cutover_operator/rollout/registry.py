@@ -41,7 +41,8 @@ def follow(d: Draft) -> tuple[Apply, ...]:
     actions: tuple[Apply, ...] = ()
     if record is not None:
         record, actions = _go_on(d, record)
-        d.set(registry=record)
+        if record is not d.status.registry:
+            d.set(registry=record)
     _say(d, record)
     return actions
 
@@ -67,6 +68,9 @@ def registered_version(d: Draft) -> RegisteredVersion | None:
 
 def _remembered(d: Draft, record: RegistryStatus | None) -> RegistryStatus | None:
     """The figures are kept from the start on: the TrainingRun may be gone by the end."""
+    if d.world.remembered:
+        # Nothing is another than at the whole look, and a TrainingRun takes long to read.
+        return record
     at_rest = record is None or record.state == "Idle" or (record.state == "Done" and d.status.finish is None)
     started = d.status.phase != "Pending" and d.model is not None
     if not at_rest or not started or d.model is None or d.model.version != d.status.candidate_version:
