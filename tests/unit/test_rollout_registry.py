@@ -9,11 +9,25 @@ from typing import Any
 import pytest
 
 from cutover.contract import FINALIZER
-from cutover_operator.port import EVENTS, JOBS, MODEL_ROLLOUTS, TRAINING_RUNS, Invalid, KubeError, Object
+from cutover_operator.loop import Loop
+from cutover_operator.port import (
+    EVENTS,
+    JOBS,
+    MODEL_ROLLOUTS,
+    TRAINING_RUNS,
+    Invalid,
+    KubeError,
+    Object,
+    Resource,
+)
+from cutover_operator.rollout.gather import Watchtower
+from cutover_operator.rollout.memory import Memory
 from cutover_operator.rollout.registry import LONGEST_BACK_OFF_SECONDS, MISSING_SECONDS
+from cutover_operator.watches import keys_of
+from fakes.kube import Change
 from fakes.kube_faults import Crash, Fault, FaultyKube
 from fakes.mlflow_model import ChampionJobs, ModelInMemory, arguments
-from fakes.rollout_town import NAMESPACE, Behaviour, Town, started
+from fakes.rollout_town import NAMESPACE, SITE, Behaviour, Town, TownReconciler, started
 
 URL = "http://mlflow:5000"
 STEPS = [{"weight": 100, "minDuration": "10s", "minRequests": 1}]
@@ -325,6 +339,40 @@ async def test_a_pod_that_cannot_start_is_given_up_with_its_need_named() -> None
     assert updated(status) == ("False", "DeadlineExceeded")
     assert "Secret 'mlflow' with key 't'" in status["registry"]["message"]
     assert status["registry"]["failures"] == 1
+
+
+async def test_with_a_memory_the_job_is_made_and_its_end_seen_by_a_watch_and_then_nothing_is_read() -> None:
+    town, jobs = await town_with()
+    kube = Reads(town.kube)
+    tower = Watchtower(kube, town, town, SITE, lambda: town.now)
+    memory = Memory(tower, lambda: town.now)
+    reconciler = TownReconciler(tower, [])
+    town.loop = Loop(kube, [reconciler], lambda: town.clock, memories={MODEL_ROLLOUTS: memory})
+
+    def watched(change: Change) -> None:
+        for key in keys_of(change.resource, change.obj["metadata"]):
+            town.loop.changed(key, change.obj["metadata"]["resourceVersion"])
+
+    town.kube.watch(watched)
+    await until_finish(town, jobs, "Promoted")
+    status = await go(town, jobs, 4)
+    assert updated(status) == ("True", "ChampionSet")
+    kube.count = 0
+    await go(town, jobs, 10)
+    assert kube.count == 0
+    town.candidate.errors = 0.5
+    await until_finish(town, jobs, "RolledBack")
+    assert updated(await go(town, jobs, 4)) == ("True", "ChampionWithdrawn")
+
+
+class Reads(FaultyKube):
+    """Counts them."""
+
+    count = 0
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        self.count += 1
+        return await self.inner.get(resource, namespace, name)
 
 
 class NoJobs(FaultyKube):
