@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cutover.stages import StageResult
 from cutover_trainer.__main__ import main
 from cutover_trainer.champion_rule import TAG_FOUND
 from fakes.mlflow_model import CutShort, ModelInMemory, Told
-from fakes.mlflow_server import mlflow_server
 from fakes.training_example import http_service
 
 
@@ -49,7 +47,7 @@ def histories(draw: st.DrawFn) -> list[Told]:
     return jobs
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(histories(), st.data())
 def test_order_repetition_and_cuts_play_no_part(jobs: list[Told], data: st.DataObject) -> None:
     registry = ModelInMemory({str(version): {} for version in range(1, 5)})
@@ -72,7 +70,7 @@ def test_order_repetition_and_cuts_play_no_part(jobs: list[Told], data: st.DataO
     assert registry.champion == expected(jobs, None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.permutations(range(6)), st.booleans())
 def test_two_jobs_at_once_leave_the_later_promotion(times: list[int], withdrawn: bool) -> None:
     mine: Told = ("a", "1", True, at(times[0]))
@@ -114,16 +112,10 @@ def test_a_hand_that_moved_the_alias_away_is_left_alone_by_a_withdrawal() -> Non
 
 
 # ------------------------------------------------------------------ a real server
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
-        yield url
-
-
-def model(server: str, name: str, versions: int) -> Any:
+def model(mlflow_url: str, name: str, versions: int) -> Any:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    client = MlflowClient(tracking_uri=mlflow_url, registry_uri=mlflow_url)
     client.create_registered_model(name)
     for number in range(versions):
         client.create_model_version(name, source=f"s3://artifacts/{number}")
@@ -143,14 +135,14 @@ def command(
 
 
 def test_promotions_and_withdrawals_on_a_real_server(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = model(server, "moved", 3)
+    client = model(mlflow_url, "moved", 3)
     client.set_registered_model_alias("moved", "candidate", "3")
     client.set_registered_model_alias("moved", "previous", "2")
 
     def told(job: Told) -> tuple[str, dict[str, str]]:
-        code, result = command(tmp_path, monkeypatch, server, job, "moved")
+        code, result = command(tmp_path, monkeypatch, mlflow_url, job, "moved")
         assert (code, result.stage, result.outcome) == (ExitCode.DONE, "champion", "done"), result.message
         aliases = client.get_registered_model("moved").aliases
         return result.reason, {name: str(version) for name, version in aliases.items()}
@@ -171,29 +163,29 @@ def test_promotions_and_withdrawals_on_a_real_server(
 
 
 def test_on_a_real_server_the_alias_goes_back_to_whom_a_person_gave_it(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = model(server, "by-hand", 2)
+    client = model(mlflow_url, "by-hand", 2)
     client.set_registered_model_alias("by-hand", "champion", "1")
-    assert command(tmp_path, monkeypatch, server, ("a", "2", True, at(1)), "by-hand")[0] == ExitCode.DONE
+    assert command(tmp_path, monkeypatch, mlflow_url, ("a", "2", True, at(1)), "by-hand")[0] == ExitCode.DONE
     assert client.get_model_version_by_alias("by-hand", "champion").version == "2"
     assert client.get_model_version("by-hand", "1").tags == {TAG_FOUND: "promoted 0 by hand"}
-    assert command(tmp_path, monkeypatch, server, ("a", "2", False, at(2)), "by-hand")[0] == ExitCode.DONE
+    assert command(tmp_path, monkeypatch, mlflow_url, ("a", "2", False, at(2)), "by-hand")[0] == ExitCode.DONE
     assert client.get_model_version_by_alias("by-hand", "champion").version == "1"
 
 
 def test_a_version_that_is_gone_is_named_and_needs_no_withdrawal(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = model(server, "gone", 2)
+    client = model(mlflow_url, "gone", 2)
     job: Told = ("a", "2", True, at(1))
-    assert command(tmp_path, monkeypatch, server, job, "gone")[0] == ExitCode.DONE
+    assert command(tmp_path, monkeypatch, mlflow_url, job, "gone")[0] == ExitCode.DONE
     client.delete_model_version("gone", "2")
-    code, result = command(tmp_path, monkeypatch, server, job, "gone")
+    code, result = command(tmp_path, monkeypatch, mlflow_url, job, "gone")
     assert (code, result.reason) == (ExitCode.BAD_INPUT, "VersionNotFound")
     assert "no version 2 of gone" in result.message
     for name in ("gone", "never-there"):
-        code, result = command(tmp_path, monkeypatch, server, ("a", "2", False, at(2)), name)
+        code, result = command(tmp_path, monkeypatch, mlflow_url, ("a", "2", False, at(2)), name)
         assert (code, result.reason) == (ExitCode.DONE, "VersionNotFound")
 
 
