@@ -21,8 +21,9 @@ from cutover.api.trainingrun import (
 from cutover.route import WireModel
 from cutover.task import Task
 
-StageName = Stage | Literal["export"]
-"""The commands of the trainer; export is also the first step of prepare."""
+StageName = Stage | Literal["export", "champion"]
+"""The commands of the trainer; export is also the first step of prepare, and champion is asked for by rollouts, with
+arguments of its own instead of a StageConfig."""
 
 DATA_FOLDER = "data"
 """train.jsonl (synthetic rows among them marked), validation.jsonl, test.jsonl, pictures/<sha256>, report.json, MANIFEST.json (written last)."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from cutover.api.base import Condition
 from cutover.contract import FINALIZER
 from cutover_operator import conditions, events
-from cutover_operator.plan import Action, Apply, Delete, Key, Plan, SetFinalizer, Swap
+from cutover_operator.plan import Action, Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
 from cutover_operator.telemetry import Telemetry
 
@@ -187,7 +187,12 @@ class Loop:
             parent = await self._write_status(parent, plan.status)
             written.append(parent)
         for action in plan.after:
-            parent = await self._carry_out(action, parent, written)
+            try:
+                parent = await self._carry_out(action, parent, written)
+            except KubeError as error:
+                if not isinstance(action, Apply) or action.vital:
+                    raise
+                await self._say_refused(action.obj, error, parent, now)
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
@@ -201,7 +206,7 @@ class Loop:
     async def _carry_out(self, action: Action, parent: Object, written: list[Object]) -> Object:
         """The parent as it is afterwards: a finalizer moves its resourceVersion."""
         match action:
-            case Apply(obj):
+            case Apply(obj, _):
                 written.append(await self._kube.apply(obj))
             case Swap(obj):
                 versioned = obj["metadata"].get("resourceVersion")
@@ -220,6 +225,11 @@ class Loop:
         obj = _identity(parent, versioned=True)
         obj["metadata"]["finalizers"] = [FINALIZER] if present else []
         return await self._kube.apply(obj)
+
+    async def _say_refused(self, obj: Object, error: KubeError, parent: Object, now: datetime) -> None:
+        name = f"{obj['kind']} {obj['metadata']['name']}"
+        log.warning("not made", extra={"what": name, "why": str(error)})
+        await events.record(self._kube, parent, Notice("NotMade", f"{name}: {error}", "Warning", name), now)
 
     async def _say_stuck(self, key: Key, error: Exception) -> None:
         """Best effort; the condition goes away with the first pass that succeeds."""

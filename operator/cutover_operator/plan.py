@@ -29,6 +29,8 @@ class Apply:
     """Make an object so (server-side apply)."""
 
     obj: Object
+    vital: bool = True
+    """False: that the API server refuses it is said in an event, and no reason to fail the pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,12 @@ TRAINING_MISTAKES = [
 
 LATENCY_GATE = "spec.gates.1.limit"
 MODEL = {"uri": "hf://llava-hf/llava-1.5-7b-hf", "version": "v1"}
+MLFLOW = {
+    "url": "http://mlflow:5000",
+    "modelName": "building-damage",
+    "version": "3",
+    "secretRef": {"name": "mlflow"},
+}
 ENDPOINT = {"uri": "http://engine:8000/v1", "version": "v1"}
 ROLLOUT_MISTAKES = [
     wrong("no candidate", {"spec.candidate": {}}, "spec.candidate", "exactly one of trainingRunRef and model"),
@@ -267,6 +273,8 @@ ROLLOUT_MISTAKES = [
     wrong("tgi with llava", {"spec.candidate": {"model": MODEL}, "spec.serving.engine": "tgi"}, "serving", "llava_next only", "choose engine"),
     wrong("external without an endpoint", {"spec.serving.engine": "external"}, "spec.candidate", "http:// or https://"),
     wrong("external with weights", {"spec.candidate": {"model": MODEL}, "spec.serving.engine": "external"}, "http:// or https://"),
+    wrong("mlflow version by alias", {"spec.candidate": {"model": {**MODEL, "mlflow": {**MLFLOW, "version": "champion"}}}}, "mlflow.version", "should match"),
+    wrong("mlflow without a model", {"spec.candidate": {"model": {**MODEL, "mlflow": {"url": "http://mlflow:5000", "version": "3"}}}}, "mlflow.modelName", "Required value"),
     wrong("endpoint with vllm", {"spec.candidate": {"model": ENDPOINT}}, "candidate.model.uri", "set the engine to external"),
     wrong(
         "endpoint with an adapter",
@@ -338,8 +346,8 @@ RIGHT = [
     pytest.param(
         "modelrollout.yaml",
         "ModelRollout",
-        {"spec.candidate": {"model": ENDPOINT}, "spec.serving": {"engine": "external"}},
-        id="external endpoint",
+        {"spec.candidate": {"model": {**ENDPOINT, "mlflow": MLFLOW}}, "spec.serving": {"engine": "external"}},
+        id="external endpoint, known to MLflow",
     ),
     pytest.param(
         "modelrollout.yaml",

@@ -6,13 +6,15 @@ import asyncio
 import copy
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 
-from cluster.api import Api
+from cluster.api import Api, ApiError
 from cluster.controlplane import ControlPlane
 from cutover_operator import access
 from cutover_operator.kube import KubeClient
@@ -24,20 +26,24 @@ from cutover_operator.port import (
     EVENTS,
     JOBS,
     LEASES,
+    MODEL_ROLLOUTS,
     SERVICES,
     TRAINING_RUNS,
     Conflict,
     Invalid,
     KubeError,
 )
+from cutover_operator.rollout.reconciler import RolloutReconciler
 from cutover_operator.training.reconciler import TrainingReconciler
 from fakes.kube import FakeKube
+from fakes.rollout_town import rollout_spec
 from fakes.search_town import searching
 from fakes.training_town import KEY, NAMESPACE, RUN, SETTINGS, SPEC, START, TASK
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
+NOW = "2026-11-24T19:00:00Z"
 Object = dict[str, Any]
 
 
@@ -333,6 +339,72 @@ async def test_a_claim_for_one_node_is_noticed(kube: KubeClient) -> None:
     assert stalled is not None
     assert stalled["status"]["reason"] == "ClaimNotShared"
     await kube.delete(TRAINING_RUNS, NAMESPACE, "not-shared")
+
+
+async def test_a_real_api_server_takes_the_job_that_tells_mlflow_and_its_end_is_seen(
+    plane: ControlPlane, kube: KubeClient
+) -> None:
+    """Made once from the committed status, found again by name, and its end said in the condition."""
+    mlflow = {
+        "url": "http://mlflow:5000",
+        "modelName": "damage",
+        "version": "7",
+        "secretRef": {"name": "mlflow"},
+    }
+    candidate = {"model": {"uri": "http://vlm:8000/v1", "version": "v7", "mlflow": mlflow}}
+    spec = rollout_spec(candidate=candidate, serving={"engine": "external"})
+    name = "damage-of-buildings-".ljust(52, "x")
+    meta = {"name": name, "namespace": NAMESPACE}
+    made = await kube.create(
+        {"apiVersion": MODEL_ROLLOUTS.api_version, "kind": "ModelRollout", "metadata": meta, "spec": spec}
+    )
+    promoted = {"phase": "Promoted", "finish": "Promoted", "finishedAt": "2026-11-24T19:00:00.000Z"}
+    await kube.apply_status({**_identity(made), "status": {**promoted, "candidateVersion": "v7"}})
+    settings = replace(SETTINGS, allowed_urls=("http://mlflow:5000",))
+    key = Key(MODEL_ROLLOUTS, NAMESPACE, name)
+    mine = f"cutover.dev/owner-name={name}"
+    async with aiohttp.ClientSession() as session:
+        loop = Loop(kube, [RolloutReconciler(kube, settings, session)], lambda: START)
+        for _ in range(3):
+            await loop.run_pass(key)
+        (job,) = await kube.list(JOBS, NAMESPACE, mine)
+        admitted_where_only_restricted_pods_are(Api(plane.kubeconfig), job["spec"]["template"])
+        registry = (await status_of(kube, key))["registry"]
+        assert (registry["state"], registry["job"]) == ("Running", job["metadata"]["name"])
+        conditions = [
+            {"type": one, "status": "True", "reason": "CompletionsReached", "lastTransitionTime": NOW}
+            for one in ("SuccessCriteriaMet", "Complete")
+        ]
+        done = {"startTime": NOW, "completionTime": NOW, "succeeded": 1, "conditions": conditions}
+        path = f"apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job['metadata']['name']}/status"
+        Api(plane.kubeconfig).call("PATCH", path, {"status": done}, "application/merge-patch+json")
+        await loop.run_pass(key)
+        settled = await status_of(kube, key)
+        await loop.run_pass(key)
+        assert await status_of(kube, key) == settled
+    (said,) = (one for one in settled["conditions"] if one["type"] == "RegistryUpdated")
+    assert (said["status"], said["reason"]) == ("True", "Told")
+    assert settled["finish"] == "Promoted"
+    assert len(await kube.list(JOBS, NAMESPACE, mine)) == 1
+
+
+def admitted_where_only_restricted_pods_are(api: Api, template: Object) -> None:
+    """Judged by the API server itself."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api.call("POST", "api/v1/namespaces", {"metadata": {"name": "restricted", "labels": labels}})
+    api.call("POST", "api/v1/namespaces/restricted/serviceaccounts", {"metadata": {"name": "default"}})
+    pod = {"metadata": {"name": "pod", "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+    path = "api/v1/namespaces/restricted/pods?dryRun=All"
+    assert api.call("POST", path, pod)["metadata"]["name"] == "pod"
+    del template["spec"]["containers"][0]["securityContext"]
+    with pytest.raises(ApiError, match="violates PodSecurity"):
+        api.call("POST", path, pod)
+
+
+async def status_of(kube: KubeClient, key: Key) -> Object:
+    found = await kube.get(key.resource, key.namespace, key.name)
+    assert found is not None
+    return dict(found["status"])
 
 
 async def about_to_train(kube: KubeClient, name: str, spec: Object) -> None:

@@ -52,8 +52,8 @@ GATEWAY = "assessor"
 START = 1_900_000_000.0
 SITE = Site(
     prometheus_url="http://prometheus:9090",
-    allowed_urls=("http://prometheus:9090",),
-    images=Images("engine:1", "vllm:1", "tgi:1"),
+    allowed_urls=("http://prometheus:9090", "http://mlflow:5000"),
+    images=Images("engine:1", "vllm:1", "tgi:1", trainer="trainer:1"),
 )
 TASK = {
     "name": "building-damage",
@@ -184,7 +184,7 @@ class Town:
         """A new process: nothing in memory is left of the old one."""
         self.loop = Loop(
             kube,
-            [_Reconciler(Watchtower(kube, self, self, SITE, lambda: self.now), self.decisions)],
+            [TownReconciler(Watchtower(kube, self, self, SITE, lambda: self.now), self.decisions)],
             lambda: self.clock,
         )
 
@@ -450,7 +450,7 @@ class Town:
             del samples[: -self.samples_kept]
 
 
-class _Reconciler:
+class TownReconciler:
     resource = MODEL_ROLLOUTS
 
     def __init__(self, watchtower: Watchtower, decisions: list[tuple[World | Unreadable, Plan]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from cutover.contract import ExitCode
 from cutover_trainer.manifest import commit_folder
 from cutover_trainer.storage import ArtifactStore
-from fakes.mlflow_server import mlflow_server
 from fakes.training_example import http_service, run_stage, stage_document
 
 FACTS = {
@@ -45,12 +43,6 @@ EVALUATION = {
 TRAINING = {"loss": [[2, 0.5], [4, 0.25]], "validationLoss": [[1, 0.3]], "samplesPerSecond": 50.0}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
-        yield url
-
-
 def trained(
     tmp_path: Path, url: str | None, uid: str = "uid-1", weights: bytes = b"w", **more: Any
 ) -> dict[str, Any]:
@@ -79,10 +71,10 @@ def test_without_a_registry_the_digest_is_the_version(tmp_path: Path) -> None:
     assert result.model.base_uri == "claim://models/tiny-llava"
 
 
-def test_a_run_a_version_and_an_alias_once(server: str, tmp_path: Path) -> None:
+def test_a_run_a_version_and_an_alias_once(mlflow_url: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    document = trained(tmp_path, server, "uid-once", name="once")
+    document = trained(tmp_path, mlflow_url, "uid-once", name="once")
     code, result = run_stage("register", document, tmp_path)
     assert code == ExitCode.DONE, result.message
     # The pod died before it could say so: everything is done again.
@@ -91,7 +83,7 @@ def test_a_run_a_version_and_an_alias_once(server: str, tmp_path: Path) -> None:
     assert (again_code, again) == (code, result)
 
     assert result.model is not None
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    client = MlflowClient(tracking_uri=mlflow_url, registry_uri=mlflow_url)
     version = client.get_model_version_by_alias("once", "candidate")
     assert version.version == result.model.version == "1"
     assert version.source == "claim://artifacts/uid-once/adapter"
@@ -122,30 +114,30 @@ def test_a_run_a_version_and_an_alias_once(server: str, tmp_path: Path) -> None:
     assert [(entry.step, entry.value) for entry in history] == [(2, 0.5), (4, 0.25)]
 
 
-def test_a_second_run_is_the_next_version(server: str, tmp_path: Path) -> None:
+def test_a_second_run_is_the_next_version(mlflow_url: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    _, first = run_stage("register", trained(tmp_path, server, "uid-a", b"1", name="twice"), tmp_path)
-    _, second = run_stage("register", trained(tmp_path, server, "uid-b", b"2", name="twice"), tmp_path)
+    _, first = run_stage("register", trained(tmp_path, mlflow_url, "uid-a", b"1", name="twice"), tmp_path)
+    _, second = run_stage("register", trained(tmp_path, mlflow_url, "uid-b", b"2", name="twice"), tmp_path)
     assert first.model is not None
     assert second.model is not None
     assert (first.model.version, second.model.version) == ("1", "2")
     assert first.model.mlflow_run_id != second.model.mlflow_run_id
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    client = MlflowClient(tracking_uri=mlflow_url, registry_uri=mlflow_url)
     assert client.get_model_version_by_alias("twice", "candidate").version == "2"
     assert client.get_model_version_by_alias("twice", "previous").version == "1"
 
 
 def test_names_cut_short_are_the_same_when_repeated(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
-    run_stage("register", trained(tmp_path, server, "uid-c", b"1", name="cut"), tmp_path)
+    client = MlflowClient(tracking_uri=mlflow_url, registry_uri=mlflow_url)
+    run_stage("register", trained(tmp_path, mlflow_url, "uid-c", b"1", name="cut"), tmp_path)
     assert set(client.get_registered_model("cut").aliases) == {"candidate"}
-    document = trained(tmp_path, server, "uid-d", b"2", name="cut")
+    document = trained(tmp_path, mlflow_url, "uid-d", b"2", name="cut")
     real = MlflowClient.set_registered_model_alias
 
     def cut_short(self: Any, name: str, alias: str, version: str) -> None:
@@ -163,12 +155,12 @@ def test_names_cut_short_are_the_same_when_repeated(
         assert found == {"candidate": "2", "previous": "1"}
 
 
-def test_a_given_run_is_used(server: str, tmp_path: Path) -> None:
+def test_a_given_run_is_used(mlflow_url: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
+    client = MlflowClient(tracking_uri=mlflow_url, registry_uri=mlflow_url)
     run_id = client.create_run("0").info.run_id
-    document = trained(tmp_path, server, "uid-given", name="given", mlflowRunId=run_id)
+    document = trained(tmp_path, mlflow_url, "uid-given", name="given", mlflowRunId=run_id)
     _, result = run_stage("register", document, tmp_path)
     assert result.model is not None
     assert result.model.mlflow_run_id == run_id

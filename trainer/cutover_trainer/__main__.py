@@ -2,6 +2,7 @@
 
 The end is said four times, in this order: DONE-<stage>.json in the artifacts (only when done), a JSON line on standard
 output, the termination log, the exit code. A stage that is done already answers at once.
+`cutover-trainer champion` has arguments of its own and leaves no artifact.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import get_args
 
 import yaml
 from pydantic import ValidationError
@@ -39,13 +39,17 @@ from cutover_trainer.storage import ArtifactStore
 from cutover_trainer.workers import SHARED_SCRATCH, is_leader, run_workers
 
 ALL = "all"
+CHAMPION: StageName = "champion"
 CONFIG_DIGEST = "configDigest"
 MAX_MESSAGE_CHARACTERS = 1500
 
 
 def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [CHAMPION]:
+        return _champion(given[1:])
     parser = argparse.ArgumentParser(prog="cutover-trainer", description=__doc__)
-    parser.add_argument("stage", choices=[*get_args(get_args(StageName)[1]), *STAGES, ALL])
+    parser.add_argument("stage", choices=["export", *STAGES, ALL])
     parser.add_argument("--config", type=Path, default=Path(STAGE_CONFIG_PATH), help="StageConfig as YAML")
     parsed = parser.parse_args(arguments)
     stages: list[StageName] = list(STAGES) if parsed.stage == ALL else [parsed.stage]
@@ -68,6 +72,17 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         stop.over()
     return code
+
+
+def _champion(arguments: list[str]) -> int:
+    from cutover_trainer import champion
+
+    try:
+        return _ended(champion.run(arguments), ExitCode.DONE)
+    except StageEnded as ended:
+        return _ended(_result(CHAMPION, ended), ended.exit_code)
+    except Exception as error:
+        return _unexpected(CHAMPION, error)
 
 
 def _read_config(path: Path) -> StageConfig:
@@ -110,11 +125,7 @@ def _run(stage: StageName, config: StageConfig, stop: Stop, file: Path) -> int:
     except StageEnded as ended:
         return _ended(_result(stage, ended), ended.exit_code)
     except Exception as error:
-        traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        return _ended(
-            StageResult(stage=stage, outcome="failed", reason="Unexpected", message=message), ExitCode.FAILED
-        )
+        return _unexpected(stage, error)
     finally:
         if shared is None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -182,6 +193,14 @@ def _result(stage: StageName, ended: StageEnded) -> StageResult:
         message=ended.message[:MAX_MESSAGE_CHARACTERS],
         evaluation=ended.evaluation,
     )
+
+
+def _unexpected(stage: StageName, error: Exception) -> ExitCode:
+    """To be called where it was caught."""
+    traceback.print_exc()
+    message = f"{type(error).__name__}: {error}"
+    result = StageResult(stage=stage, outcome="failed", reason="Unexpected", message=message)
+    return _ended(result, ExitCode.FAILED)
 
 
 def _ended(result: StageResult, code: ExitCode) -> ExitCode:

@@ -1,14 +1,13 @@
 """Stage register: the adapter becomes a version of a model that a ModelRollout can name.
 
 With MLflow: parameters, metrics and tags of one run, a version whose source is the adapter's URI, alias `candidate`;
-the version that had it before gets `previous`. Repeating it finds the same run (by the TrainingRun's uid) and the same version (by the adapter's digest). Without
+the version that had it before gets `previous`; `champion` is moved by rollouts (`champion`). Repeating it finds the same run (by the TrainingRun's uid) and the same version (by the adapter's digest). Without
 MLflow the version is the first characters of the digest.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,8 @@ from cutover.stages import (
 from cutover_trainer.adapter_facts import FACTS_FILE, TRAINING_FILE, AdapterFacts
 from cutover_trainer.joblog import log
 from cutover_trainer.manifest import Manifest, read_manifest, synthetic_rows
-from cutover_trainer.outcome import BadInput, StageFailed
+from cutover_trainer.mlflow_registry import registry
+from cutover_trainer.outcome import BadInput
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 
@@ -73,42 +73,14 @@ def _registered(
     facts: AdapterFacts,
     model: ModelVersion,
 ) -> ModelVersion:
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    if config.mlflow_token_file is not None:
-        token = Path(config.mlflow_token_file)
-        if not token.is_file():
-            raise BadInput("MlflowTokenMissing", f"registry.mlflow.secretRef: no token at {token}")
-        os.environ["MLFLOW_TRACKING_TOKEN"] = token.read_text().strip()
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException, RestException
-
-    client = MlflowClient(tracking_uri=where.url, registry_uri=where.url)
-    try:
+    with registry(
+        where.url, config.mlflow_token_file, "registry.mlflow", "registry.mlflow.secretRef"
+    ) as client:
         run_id = _run_id(client, config)
         _log_run(client, run_id, config, store, manifest, facts)
         version = _version(client, where.model_name, run_id, model, _synthetic_rows(store))
         _name_candidate(client, where.model_name, version)
         client.set_terminated(run_id, "FINISHED")
-    except RestException as error:
-        if error.error_code in (
-            "UNAUTHENTICATED",
-            "PERMISSION_DENIED",
-            "INVALID_PARAMETER_VALUE",
-            "NOT_FOUND",
-        ):
-            raise BadInput(
-                "RegistryRefused", f"registry.mlflow: {where.url} answered {error.error_code}: {error}"[:600]
-            ) from None
-        raise StageFailed("RegistryUnavailable", f"registry.mlflow.url: {where.url}: {error}"[:600]) from None
-    except MlflowException as error:
-        text = str(error)
-        if "error code 401" in text or "error code 403" in text:
-            raise BadInput(
-                "RegistryRefused",
-                f"registry.mlflow.secretRef: {where.url} refused the token; check the Secret",
-            ) from None
-        raise StageFailed("RegistryUnavailable", f"registry.mlflow.url: {where.url}: {text}"[:600]) from None
     return model.model_copy(update={"name": where.model_name, "version": version, "mlflow_run_id": run_id})
 
 

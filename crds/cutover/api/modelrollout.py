@@ -26,7 +26,7 @@ from cutover.api.base import (
     Toleration,
     between,
 )
-from cutover.api.trainingrun import Family
+from cutover.api.trainingrun import Family, Mlflow
 from cutover.contract import FIELD_OVERALL
 
 Engine = Literal["vllm", "tgi", "builtin", "external"]
@@ -52,6 +52,13 @@ class TrainingRunRef(ApiModel):
     """Name of the TrainingRun."""
 
 
+class RegisteredVersion(Mlflow):
+    """A version of a registered model in MLflow; its alias `champion` follows the rollout."""
+
+    version: Annotated[str, Field(min_length=1, max_length=18, pattern=r"^[1-9][0-9]*$")]
+    """Number of the version."""
+
+
 class ModelRef(ApiModel):
     """A model that no TrainingRun of this namespace made, or an endpoint that serves it already (engine external)."""
 
@@ -67,6 +74,8 @@ class ModelRef(ApiModel):
     """Architecture; decides which engines can serve it."""
     served_name: Annotated[str, Field(max_length=128)] = ""
     """The `model` an external endpoint expects."""
+    mlflow: RegisteredVersion | None = None
+    """What this model is in MLflow: on promotion that version gets the alias `champion`. For a TrainingRun it is known."""
 
 
 class Candidate(ApiModel):
@@ -368,6 +377,33 @@ class RoutingStatus(StatusModel):
     message: Text = ""
 
 
+class RegistryStatus(StatusModel):
+    """What the candidate is in MLflow, and how far MLflow has been told of the rollout's end. It outlives the TrainingRun."""
+
+    url: Annotated[str, Field(max_length=2048)]
+    model_name: Annotated[str, Field(max_length=128)]
+    version: Annotated[str, Field(max_length=128)]
+    secret_name: Annotated[str, Field(max_length=253)] = ""
+    """Of the Secret with the bearer token; empty when MLflow asks for none."""
+    secret_key: Annotated[str, Field(max_length=253)] = ""
+    outcome: Literal["", "promoted", "withdrawn"] = ""
+    """What MLflow has to know; empty while the rollout has not been promoted."""
+    at: Annotated[str, Field(max_length=40)] = ""
+    """When that was decided."""
+    state: Literal["Idle", "Waiting", "Running", "Outdated", "Done"] = "Idle"
+    """Outdated: the Job of an earlier outcome is still there, and its end is waited for."""
+    attempt: Count = 0
+    failures: Count = 0
+    """In a row."""
+    job: Annotated[str, Field(max_length=253)] = ""
+    since: Timestamp | None = None
+    """When the Job was asked for."""
+    not_before: Timestamp | None = None
+    reason: Annotated[str, Field(max_length=128)] = ""
+    """How the last attempt ended."""
+    message: Text = ""
+
+
 class ModelRolloutStatus(StatusModel):
     schema_version: Count = 1
     observed_generation: Count = 0
@@ -397,6 +433,7 @@ class ModelRolloutStatus(StatusModel):
     )
     steps: Annotated[list[StepRecord], Field(max_length=64)] = Field(default_factory=list)
     routing: RoutingStatus | None = None
+    registry: RegistryStatus | None = None
     ledger: LedgerRef | None = None
     unavailable_since: Timestamp | None = None
     handled_request: Annotated[str, Field(max_length=64)] = ""

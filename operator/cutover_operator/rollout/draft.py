@@ -33,6 +33,7 @@ CONDITIONS = (
     "RolledBack",
     "Held",
     "EvidenceLost",
+    "RegistryUpdated",
     "Stalled",
 )
 STEPS_KEPT = 64

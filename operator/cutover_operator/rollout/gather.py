@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from cutover.api.base import to_seconds
-from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus
+from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec, ModelRolloutStatus, RegistryStatus
 from cutover.contract import (
     GATEWAY_KEY,
     LABEL_GATEWAY,
@@ -32,6 +32,7 @@ from cutover_operator.origins import is_allowed
 from cutover_operator.port import (
     CONFIG_MAPS,
     DEPLOYMENTS,
+    JOBS,
     MODEL_ROLLOUTS,
     PODS,
     SERVICES,
@@ -47,6 +48,7 @@ from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import holder_of, read_route
 from cutover_operator.rollout.threshold import governing_gate
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
+from cutover_operator.training.observed import LABEL_JOB
 
 ONE_LOOK_SECONDS = 1.0
 """What is read again within this time, before something is written, is the same look."""
@@ -118,6 +120,7 @@ class Watchtower:
         training_run = await kube.get(TRAINING_RUNS, namespace, run.name) if run is not None else None
         ended = rollout.status.finish is not None
         report_map = await kube.get(CONFIG_MAPS, namespace, report_name(name)) if ended else None
+        champion_job, champion_pods = await self._champion(namespace, rollout.status.registry)
         known = [] if config is not None else await kube.list(CONFIG_MAPS, namespace, LABEL_GATEWAY)
         reports, evidence = await asyncio.gather(
             self._gateways.ask(gateway_pods), self._stored(owner, spec, rollout.status, ledger_map, now)
@@ -139,7 +142,21 @@ class Watchtower:
             gateways=reports,
             evidence=evidence,
             report_map=report_map,
+            champion_job=champion_job,
+            champion_pods=champion_pods,
         )
+
+    async def _champion(
+        self, namespace: str, record: RegistryStatus | None
+    ) -> tuple[Object | None, tuple[Object, ...]]:
+        """The Job that tells MLflow of an end, and its pods."""
+        if record is None or not record.job or record.state not in ("Running", "Outdated"):
+            return None, ()
+        job, pods = await asyncio.gather(
+            self._kube.get(JOBS, namespace, record.job),
+            self._kube.list(PODS, namespace, f"{LABEL_JOB}={record.job}"),
+        )
+        return job, tuple(pods)
 
     async def _neighbours(
         self, owner: Owner, route_map: Object | None, route: Route | None

@@ -31,7 +31,17 @@ from cutover_operator.rollout.world import Evidence, Unreadable, World
 
 LOOK_SECONDS = 600.0
 """What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest."""
-OBJECTS = ("parent", "route_map", "training_run", "deployment", "service", "pods", "report_map")
+OBJECTS = (
+    "parent",
+    "route_map",
+    "training_run",
+    "deployment",
+    "service",
+    "pods",
+    "report_map",
+    "champion_job",
+    "champion_pods",
+)
 
 
 class Evident(Protocol):
@@ -76,7 +86,8 @@ class _Remembered:
 
     def world(self) -> World:
         objects = dict(zip(OBJECTS, orjson.loads(zlib.decompress(self.objects)), strict=True))
-        objects["pods"] = tuple(objects["pods"])
+        for name in ("pods", "champion_pods"):
+            objects[name] = tuple(objects[name])
         return replace(
             self.rest,
             **objects,

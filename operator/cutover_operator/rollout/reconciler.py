@@ -26,7 +26,11 @@ class RolloutReconciler:
             prometheus_url=settings.prometheus_url,
             allowed_urls=tuple(settings.allowed_urls),
             images=Images(
-                settings.engine_image, settings.vllm_image, settings.tgi_image, settings.pull_secrets
+                settings.engine_image,
+                settings.vllm_image,
+                settings.tgi_image,
+                settings.pull_secrets,
+                settings.trainer_image,
             ),
         )
         self._watchtower = Watchtower(kube, Prometheus(session), GatewayReports(session), site)

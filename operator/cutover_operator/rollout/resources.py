@@ -44,6 +44,8 @@ class Images:
     tgi: str
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets with the registries' credentials."""
+    trainer: str = ""
+    """For the Job that tells MLflow of an end."""
 
     def of(self, engine: str) -> str:
         return {"vllm": self.vllm, "tgi": self.tgi}.get(engine, self.engine)

@@ -15,7 +15,7 @@ from cutover_operator.evidence.ledger import LEDGER_KEY, Ledger
 from cutover_operator.evidence.ledger_map import SIZE_LIMIT_BYTES, to_config_map
 from cutover_operator.plan import Action, Apply, Delete, Plan, SetFinalizer, Swap
 from cutover_operator.port import DEPLOYMENTS, SERVICES
-from cutover_operator.rollout import report_map, resources, routing
+from cutover_operator.rollout import registry, report_map, resources, routing
 from cutover_operator.rollout.accuracy import by_stratum
 from cutover_operator.rollout.candidate import candidate_arm
 from cutover_operator.rollout.counts import stratum_pairs
@@ -50,8 +50,11 @@ def settle(draft: Draft) -> Plan:
     _children(draft, after)
     if draft.finalizer is not None:
         after.append(SetFinalizer(draft.finalizer))
+    told = registry.follow(draft)
     _columns(draft)
     _report(draft, after)
+    # Last: whatever comes of it, the rest is done.
+    after.extend(told)
     status = draft.status.model_copy(
         update={
             "observed_generation": draft.world.generation,

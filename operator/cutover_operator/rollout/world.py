@@ -89,6 +89,9 @@ class World:
     """Nothing but the evidence was read anew since a whole look found the children as they must be."""
     report_map: dict[str, Any] | None = None
     """The written report as stored; looked at only after an end."""
+    champion_job: dict[str, Any] | None = None
+    """The Job that tells MLflow of an end; looked at while the status speaks of one."""
+    champion_pods: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:

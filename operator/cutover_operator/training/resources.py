@@ -127,7 +127,7 @@ def build(attempt: Attempt) -> Built:
             "parallelism": nodes,
             **({"completionMode": "Indexed"} if nodes > 1 else {}),
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": failure_rules()},
             "template": template,
         },
     }
@@ -377,7 +377,7 @@ def _container_resources(attempt: Attempt, gpus: int) -> Object:
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _failure_rules() -> list[Object]:
+def failure_rules() -> list[Object]:
     """Every end of a pod that is not success ends the Job, and with it its other pods: the operator owns the retries, and
     who has lost a partner has to meet anew. The rule's message keeps the exit code."""
     codes = [int(ExitCode.BAD_INPUT), int(ExitCode.INTERRUPTED)]
