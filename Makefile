@@ -108,8 +108,8 @@ bench-scale: setup ## 500 and 2,000 rollouts on a real API server and Prometheus
 	$(RUN)/python -m bench.scale --sizes $(or $(SIZES),500 2000)
 
 .PHONY: bench-gateway
-bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and LiteLLM; ROUNDS, REQUESTS
-	$(RUN)/python -m bench.gateway --rounds $(or $(ROUNDS),3) --requests $(or $(REQUESTS),100000)
+bench-gateway: setup ## CPU, latency and memory of the gateway beside Envoy and LiteLLM; ROUNDS, REQUESTS, CELLS
+	$(RUN)/python -m bench.gateway --rounds $(or $(ROUNDS),3) --requests $(or $(REQUESTS),100000) $(if $(CELLS),--cells $(CELLS))
 
 .PHONY: soak-outage
 soak-outage: setup ## Prometheus away at every step of a rollout on the node; nothing lost, nothing twice

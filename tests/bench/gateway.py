@@ -7,19 +7,22 @@ beside the way without a proxy. The gateway works as it ships: every request is 
 against the task's schema, and half of them go to a candidate whose confidence is read from log-probabilities.
 
 The exit code only says whether the bench could run. Machines differ and are shared: read the ratios.
+`--cells "200 KB:8" stream:64` measures the CPU of the gateway alone at these places, for a look between two changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import venv
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -38,6 +41,7 @@ COUNTS = {"litellm": {8: 32, 64: 96, 256: 256}, "": {8: 80, 64: 384, 256: 1024}}
 LATENCY_REQUESTS = 60
 RSS_STEPS = 20
 ENVOY_TIMES, LITELLM_PART, CROWD_TIMES, RSS_TIMES = 4.5, 20, 1.5, 1.1
+PLACES = [(body, in_flight) for body in BODIES for in_flight in IN_FLIGHT]
 Cell = tuple[str, str, int]
 """Proxy, body, requests in flight."""
 
@@ -51,23 +55,25 @@ def peers() -> Path:
     return binaries
 
 
-async def cpu_per_request(proxies: list[town.Proxy], rounds: int) -> tuple[dict[Cell, float], dict[str, int]]:
-    """Milliseconds, the median of the rounds; and how many requests failed."""
+async def cpu_per_request(
+    proxies: list[town.Proxy], rounds: int, places: Sequence[tuple[str, int]]
+) -> tuple[dict[Cell, float], dict[str, int]]:
+    """Milliseconds, the median of the rounds; and how many requests failed. `places` are bodies with how many in flight."""
     found: dict[Cell, list[float]] = defaultdict(list)
     failures: dict[str, int] = defaultdict(int)
     for number in range(rounds):
-        for body, (size, stream) in BODIES.items():
-            for in_flight in IN_FLIGHT:
-                for proxy in proxies:
-                    if proxy.name == "cutover-passthrough" and not stream:
-                        continue
-                    bodies = [town.chat(size, stream, slow=True) for _ in range(32)]
-                    count = COUNTS.get(proxy.name, COUNTS[""])[in_flight]
-                    await town.load(proxy.port, bodies, in_flight, in_flight)
-                    before = proxy.cpu_seconds()
-                    told = await town.load(proxy.port, bodies, in_flight, count)
-                    found[proxy.name, body, in_flight].append((proxy.cpu_seconds() - before) / count * 1e3)
-                    failures[proxy.name] += told.failures
+        for body, in_flight in places:
+            size, stream = BODIES[body]
+            for proxy in proxies:
+                if proxy.name == "cutover-passthrough" and not stream:
+                    continue
+                bodies = [town.chat(size, stream, slow=True) for _ in range(32)]
+                count = COUNTS.get(proxy.name, COUNTS[""])[in_flight]
+                await town.load(proxy.port, bodies, in_flight, in_flight)
+                before = proxy.cpu_seconds()
+                told = await town.load(proxy.port, bodies, in_flight, count)
+                found[proxy.name, body, in_flight].append((proxy.cpu_seconds() - before) / count * 1e3)
+                failures[proxy.name] += told.failures
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return {cell: statistics.median(values) for cell, values in found.items()}, failures
 
@@ -109,26 +115,56 @@ async def memory(proxy: town.Proxy, requests: int) -> list[float]:
 
 async def measure(rounds: int, requests: int) -> bool:
     binaries = peers()
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=RESULT.parent) as told, ExitStack() as stack:
-        folder = Path(told)
-        upstream = stack.enter_context(town.upstream(free_port(), folder))
-        await town.answers(upstream)
+    with _upstream() as (folder, upstream), ExitStack() as stack:
         proxies = [
             stack.enter_context(one)
             for one in (
-                town.cutover(folder, upstream.port, "buffered"),
-                town.cutover(folder, upstream.port, "passthrough"),
+                *_own(folder, upstream),
                 town.envoy(folder, binaries, upstream.port),
                 town.litellm(folder, binaries, upstream.port),
             )
         ]
-        for proxy in proxies:
+        for proxy in (upstream, *proxies):
             await town.answers(proxy)
-        cpu, failures = await cpu_per_request(proxies, rounds)
+        cpu, failures = await cpu_per_request(proxies, rounds, PLACES)
         latency = await added_latency(proxies, upstream, rounds)
         rss = await memory(proxies[0], requests)
     return report(cpu, failures, latency, rss, requests)
+
+
+async def look(rounds: int, places: Sequence[tuple[str, int]]) -> None:
+    """Prints what the gateway alone spends at some places; compares and writes nothing."""
+    with _upstream() as (folder, upstream), ExitStack() as stack:
+        proxies = [stack.enter_context(one) for one in _own(folder, upstream)]
+        for proxy in (upstream, *proxies):
+            await town.answers(proxy)
+        cpu, failures = await cpu_per_request(proxies, rounds, places)
+    for (name, body, in_flight), spent in cpu.items():
+        print(f"{body:8} {in_flight:4d} in flight {name:20} {spent:8.3f} ms")
+    print(f"failed requests: {dict(failures)}")
+
+
+@contextmanager
+def _upstream() -> Iterator[tuple[Path, town.Proxy]]:
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=RESULT.parent))
+    try:
+        with town.upstream(free_port(), folder) as upstream:
+            yield folder, upstream
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own(folder: Path, upstream: town.Proxy) -> list[AbstractContextManager[town.Proxy]]:
+    return [town.cutover(folder, upstream.port, streaming) for streaming in ("buffered", "passthrough")]
+
+
+def _place(told: str) -> tuple[str, int]:
+    body, _, in_flight = told.rpartition(":")
+    if body not in BODIES or not in_flight.isdigit() or int(in_flight) not in IN_FLIGHT:
+        places = " or ".join(f"'{body}:{number}'" for body, number in PLACES)
+        raise argparse.ArgumentTypeError(f"{told!r} is no cell; give {places}")
+    return body, int(in_flight)
 
 
 def report(
@@ -192,7 +228,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=100_000, help="for the memory")
+    parser.add_argument(
+        "--cells", nargs="+", type=_place, help="body:in-flight; the gateway's CPU there and no more"
+    )
     asked = parser.parse_args()
+    if asked.cells:
+        uvloop.run(look(asked.rounds, asked.cells))
+        return
     reached = uvloop.run(measure(asked.rounds, asked.requests))
     print("\nall goals reached" if reached else "\nnot every goal was reached")
 

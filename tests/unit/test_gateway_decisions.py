@@ -15,7 +15,7 @@ from cutover.confidence import decisive_confidence, value_span
 from cutover.route import Arm, Price, Route, assigned_to_candidate, mirrored
 from cutover_server.gateway.cost import cost_usd
 from cutover_server.gateway.identity import uuid7
-from cutover_server.gateway.openai_shape import as_stream, rewritten
+from cutover_server.gateway.openai_shape import PieceEvents, as_stream, chunk_event, rewritten
 from cutover_server.gateway.reading import Kind, read_reply
 from cutover_server.gateway.route_board import in_force
 from cutover_server.gateway.settlement import settle
@@ -202,3 +202,9 @@ def test_a_stream_tells_the_same_text(text: str) -> None:
     assert "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"]) == text
     assert chunks[-1]["usage"] == {"total_tokens": 3}
     assert [c["finish_reason"] for chunk in chunks for c in chunk["choices"]][-1] == "stop"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
+def test_the_events_of_a_stream_s_text_are_those_that_are_built_in_full(piece: str, usage: bool) -> None:
+    head = {"id": "0198-é", "object": "chat.completion.chunk", "created": 1, "model": 'a "model"'}
+    assert PieceEvents(head, usage).event(piece) == chunk_event(head, {"content": piece}, usage)

@@ -13,6 +13,7 @@ import pytest
 
 from cutover.route import FallbackRules, Route
 from cutover_server.assessments.maturity import Request, judged_answers
+from cutover_server.gateway.http_server import Connection
 from fakes.gateway_rig import Rig, running, until
 
 
@@ -272,4 +273,43 @@ async def test_logprobs_that_cannot_be_written_again_are_left_out_of_a_stream(ri
         chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
         assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == answer
         assert await rig.value("cutover_requests_total", outcome="ok") == 1
+    serving.close()
+
+
+async def test_fast_pieces_of_a_stream_are_handed_on_in_groups(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that writes a character each millisecond; the caller gets all of them in far fewer writes."""
+    answer = json.dumps({"damage": "none", "usable": "yes", "reason": "r"})
+    written: list[bytes] = []
+    hand_on = Connection._send
+
+    async def counted(connection: Connection, piece: bytes) -> None:
+        written.append(piece)
+        await hand_on(connection, piece)
+
+    monkeypatch.setattr(Connection, "_send", counted)
+
+    async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for one in [*answer, ""]:
+            choice = {"delta": {"content": one}, "finish_reason": None if one else "stop"}
+            writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        writer.write(b"data: [DONE]\n\n")
+        writer.close()
+
+    rig.settings["streaming"] = "passthrough"
+    rig.write_route(rig.route(candidate=None))
+    serving = await asyncio.start_server(control, "127.0.0.1", rig.ports["control"])
+    async with running(rig.assessments.app(), rig.ports["assessments"]), rig.gateway():
+        async with asyncio.timeout(10):
+            told = (await rig.ask(stream=True)).body.decode()
+        chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == answer
+        assert len(chunks) >= len(answer)
+        assert len(written) <= len(answer) / 2
     serving.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,10 @@ from cutover_server.gateway.reading import Reading, read_completion, read_reply
 from cutover_server.gateway.stream_reading import EventLines, Generation, StreamBroken
 
 _EVENTS = "text/event-stream"
+_GATHER_SECONDS = 0.005
+_FAST_SECONDS = 2 * _GATHER_SECONDS
+"""Where pieces follow each other faster than this, those of five milliseconds are taken together: each read and each
+write has its price."""
 
 
 class ArmStream:
@@ -37,10 +40,12 @@ class ArmStream:
         self._until = until
         """Loop time by which the whole answer must be there."""
         self._lines = EventLines()
-        self._ready: deque[dict[str, Any]] = deque()
+        self._ready: list[dict[str, Any]] = []
         self._started = time.monotonic()
         self._reply: Reply | None = None
         self._failure: Reading | None = None
+        self._given_at = 0.0
+        self._fast = False
 
     async def begin(self, body: Sequence[bytes | memoryview], first_token_seconds: float) -> Attempt | None:
         """None when the gate is open; the failed attempt, or the whole answer of an arm that does not stream."""
@@ -64,9 +69,11 @@ class ArmStream:
             reading = Reading("invalid", "the stream ended before anything was generated")
         return None if reading is None else self._attempt(reading)
 
-    async def choice(self) -> dict[str, Any] | None:
-        """The next choice of the stream; none at its end, good or bad."""
+    async def choices(self) -> list[dict[str, Any]]:
+        """What has come since the last call, at least one choice; none at the stream's end, good or bad."""
         assert self._reply is not None
+        if self._fast and not self._ready:
+            await self._reply.gather(_GATHER_SECONDS)
         while not self._ready and self._failure is None and not self.generation.ended:
             try:
                 if not await self._more(self._reply):
@@ -75,10 +82,14 @@ class ArmStream:
                 self._failure = broken.reading
             except Exception as problem:
                 self._failure = failure_of(problem, time.monotonic() - self._started)
-        return self._ready.popleft() if self._ready else None
+        now = time.monotonic()
+        self._fast = now - self._given_at < _FAST_SECONDS
+        self._given_at = now
+        ready, self._ready = self._ready, []
+        return ready
 
     def finish(self) -> Attempt:
-        """What came of it, once `choice` has given none."""
+        """What came of it, once `choices` has given none."""
         completion = self.generation.completion()
         failure = self._failure
         if failure is None and self.generation.finish is None:

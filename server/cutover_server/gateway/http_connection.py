@@ -100,6 +100,12 @@ class Reply:
             return b""
         return self._taken()
 
+    async def gather(self, seconds: float) -> None:
+        """Reads nothing for so long: what is sent meanwhile comes as one piece. Costs nothing where something waits."""
+        if not self._pieces and not self.complete and self._failure is None:
+            self._connection.pause()
+            await asyncio.sleep(seconds)
+
     def extend(self, limit_at: float) -> None:
         """Moves the end of the reply's time to a later one."""
         self._limit_at = limit_at
@@ -268,6 +274,12 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return not self.lost and self._transport is not None and not self._transport.is_closing()
 
+    def pause(self) -> None:
+        """Until `go_on`, which every wait calls."""
+        if not self._paused and self._transport is not None and not self.lost:
+            self._paused = True
+            self._transport.pause_reading()
+
     def go_on(self) -> None:
         if self._paused and self._transport is not None and not self.lost:
             self._paused = False
@@ -310,9 +322,8 @@ class Connection(asyncio.Protocol):
             self.cut()
         else:
             reply.wake()
-            if reply.many_wait and not self._paused and self._transport is not None:
-                self._paused = True
-                self._transport.pause_reading()
+            if reply.many_wait:
+                self.pause()
 
     # ------------------------------------------------------------------ httptools
 

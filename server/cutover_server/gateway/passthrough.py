@@ -21,7 +21,7 @@ from cutover_server.gateway.arm_stream import ArmStream
 from cutover_server.gateway.attempt import Attempt
 from cutover_server.gateway.case import Case
 from cutover_server.gateway.exchange import Answered, Exchange, nobody_answered
-from cutover_server.gateway.openai_shape import chunk_event, end_events, header_text
+from cutover_server.gateway.openai_shape import PieceEvents, chunk_event, end_events, header_text
 from cutover_server.gateway.reading import Reading
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -88,18 +88,26 @@ class Relay:
             "model": stream.arm.model,
         }
         try:
-            await send(chunk_event(head, {"role": "assistant", "content": ""}, case.request.include_usage))
-            while (choice := await stream.choice()) is not None:
-                delta = choice.get("delta")
-                piece = delta.get("content") if isinstance(delta, dict) else None
-                if isinstance(piece, str) and piece:
+            usage = case.request.include_usage
+            pieces = PieceEvents(head, usage)
+            events = [chunk_event(head, {"role": "assistant", "content": ""}, usage)]
+            while choices := await stream.choices():
+                for choice in choices:
+                    delta = choice.get("delta")
+                    piece = delta.get("content") if isinstance(delta, dict) else None
+                    if not isinstance(piece, str) or not piece:
+                        continue
                     logprobs = choice.get("logprobs") if case.request.wants_logprobs else None
-                    usage = case.request.include_usage
                     try:
-                        event = chunk_event(head, {"content": piece}, usage, logprobs=logprobs)
+                        if logprobs is None:
+                            events.append(pieces.event(piece))
+                        else:
+                            events.append(chunk_event(head, {"content": piece}, usage, logprobs=logprobs))
                     except orjson.JSONEncodeError:  # nested so deeply that it can be read, but not written
-                        event = chunk_event(head, {"content": piece}, usage)
-                    await send(event)
+                        events.append(pieces.event(piece))
+                if events:
+                    await send(b"".join(events))
+                    events = []
             last = stream.finish()
         except BaseException:
             self._exchange.asking.breakers.abandoned(stream.arm)
@@ -110,7 +118,6 @@ class Relay:
         self._exchange.asking.report(case, last)
         await self._exchange.conclude(case, [*self._attempts[:-1], last])
         if last.reading.kind == "answered":
-            usage = case.request.include_usage
             await send(b"".join(end_events(head, "stop", last.reading.completion or {}, usage)))
             return True
         await send(b"data: " + nobody_answered([last]).body() + b"\n\n")

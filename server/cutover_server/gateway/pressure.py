@@ -22,7 +22,7 @@ class Reservation:
     def add(self, size: int) -> None:
         """Raises ApiError, a 503 with Retry-After, when the limit would be passed."""
         self._check(size)
-        self.budget.used += size
+        self.budget.take(size)
         self.held += size
 
     def release(self) -> None:
@@ -44,13 +44,19 @@ class Reservation:
 class InFlight:
     limit: int
     used: int = 0
+    peak: int = 0
+    """The most that was used since somebody has set it back."""
 
     def take_if_calm(self, size: int) -> bool:
         """For mirrored copies; give back with `give_back`."""
         if self.used + size > self.limit * SHADOW_SHARE:
             return False
-        self.used += size
+        self.take(size)
         return True
+
+    def take(self, size: int) -> None:
+        self.used += size
+        self.peak = max(self.peak, self.used)
 
     def give_back(self, size: int) -> None:
         self.used -= size

@@ -19,6 +19,7 @@ import aiohttp
 
 from cutover.fetch import FetchPolicy, guarded_session
 from cutover.route import Route
+from cutover_server.gateway.allocator import give_back_now_and_then, keep_freed_memory
 from cutover_server.gateway.app import Applications, Operations
 from cutover_server.gateway.arms import ArmCaller
 from cutover_server.gateway.asking import Asking
@@ -56,6 +57,7 @@ async def serve_until_told(settings: Settings) -> None:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Runs until `stop` is set, and then drains."""
+    keep_freed_memory()
     chance = random.SystemRandom().random
     metrics = GatewayMetrics(settings.gateway)
     breakers = Breakers(metrics.breaker, chance)
@@ -146,6 +148,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ops = asyncio.create_task(ops_server.serve())
         watching = asyncio.create_task(watch.run())
         sending = asyncio.create_task(sender.run())
+        tidying = asyncio.create_task(give_back_now_and_then(in_flight))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(watch.heard.wait(), _FIRST_ROUTE_SECONDS)
         await app_server.listen(await opening)
@@ -171,9 +174,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         app_server.stopping.set()
         # Side by side: mirrored requests get no time of their own out of the pod's grace period.
         await asyncio.gather(app, shadow.drain(settings.drain_seconds), return_exceptions=True)
-        for task in (watching, sending, stopping):
+        for task in (watching, sending, tidying, stopping):
             task.cancel()
-        await asyncio.gather(watching, sending, stopping, return_exceptions=True)
+        await asyncio.gather(watching, sending, tidying, stopping, return_exceptions=True)
         await sender.drain(_DELIVERY_SECONDS)
         await spool.close()
         ops_server.stopping.set()

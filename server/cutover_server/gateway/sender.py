@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
+from mmap import MAP_POPULATE, MAP_PRIVATE, PROT_READ, mmap
 from pathlib import Path
 
 import orjson
@@ -29,7 +31,7 @@ BATCH_RECORDS = 100
 BATCH_BYTES = 1_000_000
 _UNFIT = frozenset({400, 413, 415, 422})
 _LINGER_SECONDS = 0.1
-_CROWD_RECORDS, _CROWD_LINGER_SECONDS = 3, 1.0
+_CROWD_RECORDS, _CROWD_LINGER_SECONDS = 3, 2.0
 """A segment costs the same however many records it holds: where many come, more are waited for."""
 _ADOPTION_SECONDS = 30.0
 _BYTES, _JSON = b"application/octet-stream", b"application/json"
@@ -140,7 +142,7 @@ class Sender:
                 self._adopted.append(folder)
 
     async def _deliver(self, folder: SpoolFolder, segment: Path) -> None:
-        data = await asyncio.to_thread(segment.read_bytes)
+        data = await asyncio.to_thread(_mapped, segment)
         content = read_segment(data)
         if segment not in self._delivered:
             for line in content.damaged:
@@ -207,6 +209,14 @@ class Sender:
         log.error("an entry is put aside as a dead letter in %s: %s", folder.dead, reason)
         folder.bury(payload, reason)
         self.dead_letter()
+
+
+def _mapped(segment: Path) -> mmap | bytes:
+    """The segment's bytes where the page cache has them, all of it read: megabytes of pictures are not copied."""
+    with segment.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""
+        return mmap(file.fileno(), 0, flags=MAP_PRIVATE | MAP_POPULATE, prot=PROT_READ)
 
 
 def _next_batch(payloads: tuple[bytes, ...], start: int) -> list[bytes]:
