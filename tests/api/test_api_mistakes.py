@@ -148,6 +148,7 @@ TRAINING_MISTAKES = [
     wrong("rank too large", {"spec.fineTune.lora.rank": 4096}, "lora.rank", "less than or equal to 512"),
     wrong("dropout of everything", {"spec.fineTune.lora.dropout": 1}, "lora.dropout", "less than 1"),
     wrong("precision unknown", {"spec.fineTune.precision": "int8"}, "fineTune.precision", '"bf16"'),
+    wrong("quantization unknown", {"spec.fineTune.quantization": "int4"}, "fineTune.quantization", '"nf4"'),
     wrong("optimizer unknown", {"spec.fineTune.optimizer": "sgd"}, "fineTune.optimizer", '"adamw"'),
     wrong("budget zero", {"spec.compute.gpuHourBudget": 0}, "gpuHourBudget", "greater than 0"),
     wrong("gpu product with a space", {"spec.compute.gpuProduct": "A100 80GB"}, "gpuProduct", "should match"),

@@ -157,6 +157,7 @@ def _log_run(
         "loraAlpha": lora.alpha,
         "loraDropout": lora.dropout,
         "loraTargets": lora.targets,
+        "quantization": settings.quantization,
         "splitSeed": config.spec.dataset.seed,
     }
     tags = {

@@ -34,11 +34,11 @@ from cutover_trainer.models import (
     choose_hardware,
     chosen_device,
     chosen_dtype,
-    load_base,
     with_new_adapter,
 )
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
 from cutover_trainer.processors import load_encoder
+from cutover_trainer.quantized_base import load_frozen, on_plain_base
 from cutover_trainer.schedule import Schedule, views_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
@@ -80,7 +80,9 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
     training = BatchBuilder(encoder, data, examples, encoded, hardware)
     validation = BatchBuilder(encoder, data, held_out, encode_all(encoder, held_out), hardware)
     schedule = Schedule(len(examples), spec.fine_tune.batch_size, spec.fine_tune.epochs, spec.fine_tune.seed)
-    model = with_new_adapter(load_base(folder, hardware), spec.fine_tune, base_name(config))
+    quantization = spec.fine_tune.quantization
+    frozen = load_frozen(folder, hardware, quantization)
+    model = with_new_adapter(frozen, spec.fine_tune, base_name(config))
     if not adapter_layers(model):
         raise BadInput(
             "NoTargets", "fineTune.lora.targets: no layer of the base model matches; name another family"
@@ -118,6 +120,8 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
         return attempt.result(len(examples))
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
+        if quantization != "none":
+            model = on_plain_base(model, folder, hardware, spec.fine_tune, base_name(config))
         probe = make_probe(model, encoder, examples[:PROBED_ROWS], encoded, data, hardware)
         facts = AdapterFacts(
             task=config.task.name,
@@ -127,6 +131,7 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
             family=spec.base_model.family,
             data_digest=data.digest,
             targets=spec.fine_tune.lora.targets,
+            quantization=quantization,
             steps=schedule.steps,
             versions=versions(),
         )
