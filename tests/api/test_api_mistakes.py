@@ -149,6 +149,8 @@ TRAINING_MISTAKES = [
     wrong("dropout of everything", {"spec.fineTune.lora.dropout": 1}, "lora.dropout", "less than 1"),
     wrong("precision unknown", {"spec.fineTune.precision": "int8"}, "fineTune.precision", '"bf16"'),
     wrong("quantization unknown", {"spec.fineTune.quantization": "int4"}, "fineTune.quantization", '"nf4"'),
+    wrong("kernels without a card", {"spec.fineTune.kernels": "liger", "spec.compute.gpus": 0}, "fineTune.kernels", "compute.gpus above 0"),
+    wrong("kernels for BLIP-2", {"spec.fineTune.kernels": "liger", "spec.baseModel.family": "blip2"}, "fineTune.kernels", "set kernels to torch"),
     wrong("optimizer unknown", {"spec.fineTune.optimizer": "sgd"}, "fineTune.optimizer", '"adamw"'),
     wrong("budget zero", {"spec.compute.gpuHourBudget": 0}, "gpuHourBudget", "greater than 0"),
     wrong("gpu product with a space", {"spec.compute.gpuProduct": "A100 80GB"}, "gpuProduct", "should match"),

@@ -158,6 +158,7 @@ def _log_run(
         "loraDropout": lora.dropout,
         "loraTargets": lora.targets,
         "quantization": settings.quantization,
+        "kernels": settings.kernels,
         "splitSeed": config.spec.dataset.seed,
     }
     tags = {

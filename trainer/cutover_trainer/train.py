@@ -16,7 +16,7 @@ import orjson
 
 from cutover.api.trainingrun import Progress
 from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
-from cutover_trainer import trial
+from cutover_trainer import fused_kernels, trial
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
 from cutover_trainer.base_model import base_digest, base_folder, weights_bytes
@@ -73,6 +73,7 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
         folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
     hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
+    fused_kernels.check(spec, hardware)
     held_out_rows = VALIDATION_ROWS if spec.trial is None else trial.OBJECTIVE_ROWS
     examples, held_out = data.part("train"), data.part("validation")[:held_out_rows]
     trial.check(spec, len(held_out))
@@ -82,6 +83,8 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
     schedule = Schedule(len(examples), spec.fine_tune.batch_size, spec.fine_tune.epochs, spec.fine_tune.seed)
     quantization = spec.fine_tune.quantization
     frozen = load_frozen(folder, hardware, quantization)
+    if spec.fine_tune.kernels == "liger":
+        fused_kernels.install(frozen)
     model = with_new_adapter(frozen, spec.fine_tune, base_name(config))
     if not adapter_layers(model):
         raise BadInput(
