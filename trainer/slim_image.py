@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 LARGE_BYTES = 8_000_000
-IMPORTED = ("torch", "torchvision", "transformers", "peft")
+IMPORTED = ("torch", "torchvision", "transformers", "bitsandbytes", "peft")
+CUDA_PACKAGES = ("nvidia", "bitsandbytes")
 
 
 def loaded_libraries() -> set[str]:
@@ -28,7 +29,8 @@ def main() -> None:
         importlib.import_module(name)
     needed = loaded_libraries()
     saved = 0
-    for library in sorted((packages / "nvidia").rglob("*")):
+    libraries = (library for name in CUDA_PACKAGES for library in (packages / name).rglob("*"))
+    for library in sorted(libraries):
         if ".so" in library.name and library.is_file() and str(library) not in needed:
             size = library.stat().st_size
             if size > LARGE_BYTES:

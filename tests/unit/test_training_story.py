@@ -335,6 +335,14 @@ async def test_a_forecast_above_the_budget_asks_for_no_gpu() -> None:
     assert "2.67" in message
 
 
+async def test_a_forecast_knows_that_a_base_in_four_bits_is_slower() -> None:
+    spec = with_compute(gpuHourBudget=3)
+    town = await opened(spec=spec | {"fineTune": {"quantization": "nf4"}})
+    await town.until(lambda: town.status.get("reason") == "ForecastOverBudget")
+    message = next(c["message"] for c in town.status["conditions"] if c["type"] == "BudgetExceeded")
+    assert "4.17" in message
+
+
 async def test_a_missing_or_broken_task_is_named_and_found_when_mended() -> None:
     town = await opened(spec={"task": {"configMap": "absent"}})
     await town.run_pass()

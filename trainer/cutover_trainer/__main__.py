@@ -33,7 +33,7 @@ from cutover_trainer.manifest import digest_of
 from cutover_trainer.node_link import meet
 from cutover_trainer.outcome import BadInput, StageEnded
 from cutover_trainer.place import place_here
-from cutover_trainer.processors import keep_torch_out
+from cutover_trainer.processors import keep_bitsandbytes_out, keep_torch_out
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
 from cutover_trainer.workers import SHARED_SCRATCH, is_leader, run_workers
@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = _read_config(parsed.config)
     except BadInput as error:
         return _ended(_result(stages[0], error), error.exit_code)
+    if arguments is None and ("train" not in stages or config.spec.fine_tune.quantization == "none"):
+        keep_bitsandbytes_out()
     compute = config.spec.compute
     gpus = compute.gpus * compute.nodes if "train" in stages else 1
     stop = Stop(config.gpu_seconds_left, max(1, gpus))

@@ -22,5 +22,7 @@ class AdapterFacts(BaseModel):
     family: str
     data_digest: str
     targets: str
+    quantization: str = "none"
+    """How the base was held while the adapter was trained; it is served, and was evaluated, as it is."""
     steps: int
     versions: dict[str, str]

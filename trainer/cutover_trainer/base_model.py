@@ -58,16 +58,23 @@ def _check(folder: Path, wanted: BaseModelRef, weights: bool) -> None:
             "name a folder or a repository with a Hugging Face model",
         )
     try:
-        found = read_config(folder).get("model_type")
+        config = read_config(folder)
     except ValueError as error:
         raise BadInput(
             "BaseModelUnreadable", f"baseModel.uri: config.json of {wanted.uri}: {error}"
         ) from None
+    found = config.get("model_type")
     if found != MODEL_TYPES[wanted.family]:
         raise BadInput(
             "WrongModelFamily",
             f"baseModel.family: {wanted.uri} is a {found!r} model, {wanted.family} needs "
             f"{MODEL_TYPES[wanted.family]!r}; correct baseModel.family or baseModel.uri",
+        )
+    if config.get("quantization_config"):
+        raise BadInput(
+            "BaseModelQuantized",
+            f"baseModel.uri: the weights of {wanted.uri} are quantized already; name the model they were made from: "
+            "fineTune.quantization nf4 quantizes it while it is loaded",
         )
     if weights and not any(folder.glob("*.safetensors")):
         raise BadInput(

@@ -20,6 +20,8 @@ from cutover_trainer.joblog import log
 from cutover_trainer.outcome import BadInput, StageFailed
 
 _LANGUAGE_LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2"
+LANGUAGE_LAYERS = rf".*language_model\..*\.({_LANGUAGE_LINEARS})"
+"""Linear layers of the language model, by name: adapted always, quantized where that is asked for."""
 _VISION_LINEARS = "q_proj|k_proj|v_proj|out_proj|qkv|projection|fc1|fc2"
 MAX_WEIGHTS_BYTES_WITHOUT_GPU = 200_000_000
 """A larger model on a node whose GPU is gone would burn days: better another node."""
@@ -113,11 +115,10 @@ def with_new_adapter(base: Any, settings: FineTune, base_name: str) -> Any:
 
 def target_pattern(base: Any, lora: Lora) -> str:
     """Regular expression over module names. The projector stays frozen: engines refuse adapters that replace modules."""
-    language = rf".*language_model\..*\.({_LANGUAGE_LINEARS})"
     if lora.targets == "language_model":
-        return language
+        return LANGUAGE_LAYERS
     numbers = "|".join(str(number) for number in range(_vision_layers_used(base.config)))
-    return rf"{language}|.*vision_(tower|model)\..*layers\.({numbers})\..*\b({_VISION_LINEARS})"
+    return rf"{LANGUAGE_LAYERS}|.*vision_(tower|model)\..*layers\.({numbers})\..*\b({_VISION_LINEARS})"
 
 
 def _vision_layers_used(config: Any) -> int:

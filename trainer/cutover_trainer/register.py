@@ -129,6 +129,8 @@ def _log_run(
         "loraAlpha": lora.alpha,
         "loraDropout": lora.dropout,
         "loraTargets": lora.targets,
+        "quantization": settings.quantization,
+        "kernels": settings.kernels,
         "splitSeed": config.spec.dataset.seed,
     }
     tags = {

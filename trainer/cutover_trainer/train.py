@@ -16,7 +16,7 @@ import orjson
 
 from cutover.api.trainingrun import Progress
 from cutover.stages import ADAPTER_FOLDER, StageConfig, StageResult
-from cutover_trainer import trial
+from cutover_trainer import fused_kernels, trial
 from cutover_trainer.adapter import make_probe, versions, write_adapter
 from cutover_trainer.adapter_facts import TRAINING_FILE, AdapterFacts
 from cutover_trainer.base_model import base_digest, base_folder, weights_bytes
@@ -34,11 +34,11 @@ from cutover_trainer.models import (
     choose_hardware,
     chosen_device,
     chosen_dtype,
-    load_base,
     with_new_adapter,
 )
 from cutover_trainer.outcome import BadInput, BudgetExceeded, Interrupted
 from cutover_trainer.processors import load_encoder
+from cutover_trainer.quantized_base import load_frozen, on_plain_base
 from cutover_trainer.schedule import Schedule, views_of
 from cutover_trainer.stopping import Stop
 from cutover_trainer.storage import ArtifactStore
@@ -73,6 +73,7 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
         folder = base_folder(config, scratch, weights=True)
     encoder = load_encoder(folder, spec.base_model.family)
     hardware = choose_hardware(spec.fine_tune.precision, spec.compute.gpus, weights_bytes(folder))
+    fused_kernels.check(spec, hardware)
     held_out_rows = VALIDATION_ROWS if spec.trial is None else trial.OBJECTIVE_ROWS
     examples, held_out = data.part("train"), data.part("validation")[:held_out_rows]
     trial.check(spec, len(held_out))
@@ -80,7 +81,11 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
     training = BatchBuilder(encoder, data, examples, encoded, hardware)
     validation = BatchBuilder(encoder, data, held_out, encode_all(encoder, held_out), hardware)
     schedule = Schedule(len(examples), spec.fine_tune.batch_size, spec.fine_tune.epochs, spec.fine_tune.seed)
-    model = with_new_adapter(load_base(folder, hardware), spec.fine_tune, base_name(config))
+    quantization = spec.fine_tune.quantization
+    frozen = load_frozen(folder, hardware, quantization)
+    if spec.fine_tune.kernels == "liger":
+        fused_kernels.install(frozen)
+    model = with_new_adapter(frozen, spec.fine_tune, base_name(config))
     if not adapter_layers(model):
         raise BadInput(
             "NoTargets", "fineTune.lora.targets: no layer of the base model matches; name another family"
@@ -118,6 +123,8 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
         return attempt.result(len(examples))
     found = fetch_folder(store, ADAPTER_FOLDER, scratch)
     if found is None:
+        if quantization != "none":
+            model = on_plain_base(model, folder, hardware, spec.fine_tune, base_name(config))
         probe = make_probe(model, encoder, examples[:PROBED_ROWS], encoded, data, hardware)
         facts = AdapterFacts(
             task=config.task.name,
@@ -127,6 +134,7 @@ def _train(config: StageConfig, store: ArtifactStore, scratch: Path, stop: Stop,
             family=spec.base_model.family,
             data_digest=data.digest,
             targets=spec.fine_tune.lora.targets,
+            quantization=quantization,
             steps=schedule.steps,
             versions=versions(),
         )

@@ -29,6 +29,7 @@ from cutover.api.trainingrun import (
     Split,
     Synthetic,
     TrainingRun,
+    TrainingRunSpec,
 )
 from cutover.api.tuning_rules import TUNING_RULES
 from cutover.contract import FIELD_OVERALL, LATENCY_EDGES_SECONDS
@@ -136,6 +137,19 @@ def _engine_rules() -> Iterable[Rule]:
         )
 
 
+_KERNELS = (
+    Rule(
+        "self.fineTune.kernels != 'liger' || self.compute.gpus > 0",
+        "fineTune.kernels liger runs on a GPU only; set compute.gpus above 0, or kernels to torch",
+        field=".fineTune.kernels",
+    ),
+    Rule(
+        "self.fineTune.kernels != 'liger' || self.baseModel.family != 'blip2'",
+        "fineTune.kernels liger has no operators for the language models of baseModel.family blip2; set kernels to torch",
+        field=".fineTune.kernels",
+    ),
+)
+
 RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
     # ------------------------------------------------------------ both
     ClaimRef: (
@@ -147,6 +161,7 @@ RULES: dict[type[ApiModel], tuple[Rule, ...]] = {
     ),
     # ------------------------------------------------------------ TrainingRun
     **TUNING_RULES,
+    TrainingRunSpec: (*TUNING_RULES[TrainingRunSpec], *_KERNELS),
     TrainingRun: tuple(_frozen(field) for field in _FROZEN),
     DatasetSource: (
         one_of(("http", "uri", "claim"), "dataset.source needs exactly one of http, uri and claim"),

@@ -169,6 +169,12 @@ class FineTune(ApiModel):
     optimizer: Literal["adamw"] = "adamw"
     """The only one there is."""
     lora: Lora = Field(default_factory=Lora)
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: while training, the language model's frozen linear layers are held in 4 bits (QLoRA, Dettmers et al. 2023,
+    arXiv:2305.14314), for cards with little memory. Evaluated and served is the adapter on the base as it is."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """liger: fused RMSNorm, RoPE and SwiGLU (Hsu et al. 2024, arXiv:2410.10989) in a Llama, Mistral or Qwen2 language
+    model; for GPUs only."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the card has it (A100), fp16 on an older card, fp32 on a CPU."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
