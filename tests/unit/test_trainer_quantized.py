@@ -56,9 +56,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path) -> Path:
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing disturbed."""
-    workspace = prepared.parent.parent / "undisturbed"
+    workspace = tmp_path_factory.mktemp("undisturbed")
     shutil.copytree(prepared, workspace / "run")
     code, result = run_stage("train", document(workspace), workspace)
     assert code == ExitCode.DONE, result.message
