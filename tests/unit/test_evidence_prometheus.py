@@ -195,9 +195,21 @@ async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
     now = 110.0 + prometheus.SHARED_SECONDS / 2
     assert counted(await reader.read(server.url, want("b"), 120, 10.0), "b")
     assert len(server.queries) == first + 1
-    now = 111.0
+    now = 110.1 + prometheus.SHARED_SECONDS
     await reader.read(server.url, want("b"), 120, 10.0)
     assert len(server.queries) == first + 2, "an answer is never used when it is older than that"
+
+
+async def test_who_asks_every_second_is_never_given_its_last_answer_again(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = 100.0
+    server.series = series_of(1.0, rollout="a")
+    reader = Prometheus(session, clock=lambda: now)
+    for _ in range(4):
+        await reader.read(server.url, want("a"), 120, 1.0)
+        now += 1.0
+    assert len(server.queries) == 4
 
 
 async def test_more_rollouts_than_go_into_a_query_are_all_answered(
