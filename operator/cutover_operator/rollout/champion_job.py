@@ -13,13 +13,13 @@ from typing import Any
 from cutover.api.modelrollout import ModelRolloutSpec, RegistryStatus
 from cutover.contract import LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_OWNER_UID, LABEL_STAGE
 from cutover_operator.port import JOBS
+from cutover_operator.restricted_pod import container_security, pod_fields
 from cutover_operator.rollout.resources import Images, Owner, labels, owned_metadata
 from cutover_operator.training.resources import (
     CONTAINER,
     MLFLOW_SECRET,
     REQUESTS,
     TOKEN,
-    USER,
     failure_rules,
     job_name,
 )
@@ -83,16 +83,8 @@ def _pod(record: RegistryStatus, spec: ModelRolloutSpec, owner: Owner, images: I
         mounts.append({"name": "mlflow-token", "mountPath": MLFLOW_SECRET, "readOnly": True})
         said["--token-file"] = f"{MLFLOW_SECRET}/{TOKEN}"
     pod: dict[str, Any] = {
+        **pod_fields(images.pull_secrets),
         "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [
             {
                 "name": CONTAINER,
@@ -106,11 +98,7 @@ def _pod(record: RegistryStatus, spec: ModelRolloutSpec, owner: Owner, images: I
                 "resources": {"requests": dict(REQUESTS["register"])},
                 "terminationMessagePath": "/dev/termination-log",
                 "terminationMessagePolicy": "File",
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
+                "securityContext": container_security(),
             }
         ],
         "volumes": volumes,
@@ -118,6 +106,4 @@ def _pod(record: RegistryStatus, spec: ModelRolloutSpec, owner: Owner, images: I
     if spec.serving.tolerations:
         # Where the candidate's pods may go, this one may.
         pod["tolerations"] = [toleration.to_wire() for toleration in spec.serving.tolerations]
-    if images.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in images.pull_secrets]
     return pod

@@ -23,6 +23,7 @@ from cutover.contract import (
     PORT_ENGINE,
     PORT_PROOF,
 )
+from cutover_operator.restricted_pod import container_security, pod_fields
 from cutover_operator.rollout.candidate import ServedModel, short_name
 
 CACHE = "/cache"
@@ -32,7 +33,6 @@ VLLM_BASE_NAME = "base"
 ALLOW_UNPROVEN = "--allow-unproven"
 """Argument of the built-in engine; for vLLM it means that nobody proves the adapter."""
 PROBE_PERIOD_SECONDS = 5
-USER = 65532
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,8 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
         **_command(spec, model, base, adapter),
         "ports": [{"name": "http", "containerPort": PORT_ENGINE, "protocol": "TCP"}],
         "volumeMounts": mounts,
-        "securityContext": _container_security(serving.engine),
+        # vLLM and TGI write compiled kernels beside their code.
+        "securityContext": container_security(read_only=serving.engine == "builtin"),
         "startupProbe": {
             "httpGet": {"path": "/health", "port": "http"},
             "periodSeconds": PROBE_PERIOD_SECONDS,
@@ -190,17 +191,8 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
     if resources:
         container["resources"] = resources
     pod: dict[str, Any] = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **pod_fields(images.pull_secrets),
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [container, *_proof(spec, model, adapter, mounts, images)],
         "volumes": volumes,
     }
@@ -211,12 +203,10 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
                 "image": images.engine,
                 "command": ["cutover-engine", "fetch", uri, folder],
                 "volumeMounts": mounts,
-                "securityContext": _container_security("builtin"),
+                "securityContext": container_security(),
             }
             for index, (uri, folder) in enumerate(files.downloads)
         ]
-    if images.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in images.pull_secrets]
     if serving.service_account_name:
         # Object stores that trust a service account inject their own projected token; the API's stays out.
         pod["serviceAccountName"] = serving.service_account_name
@@ -236,15 +226,6 @@ def deployment(spec: ModelRolloutSpec, model: ServedModel, owner: Owner, images:
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {"metadata": {"labels": {**labels(owner), **selector(owner)}}, "spec": pod},
         },
-    }
-
-
-def _container_security(engine: str) -> dict[str, Any]:
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        # vLLM and TGI write compiled kernels beside their code.
-        "readOnlyRootFilesystem": engine == "builtin",
     }
 
 
@@ -269,7 +250,7 @@ def _proof(
             ],
             "ports": [{"name": "proof", "containerPort": PORT_PROOF, "protocol": "TCP"}],
             "volumeMounts": mounts,
-            "securityContext": _container_security("builtin"),
+            "securityContext": container_security(),
             "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
             "readinessProbe": {
                 "httpGet": {"path": PATH_READY, "port": "proof"},

@@ -37,6 +37,7 @@ from cutover.stages import TRIALS_FOLDER, RunIdentity, StageConfig
 from cutover.task import Task
 from cutover_operator.origins import origin_of
 from cutover_operator.port import CONFIG_MAPS, JOBS, TRAINING_RUNS, Object
+from cutover_operator.restricted_pod import container_security, pod_fields
 from cutover_operator.training.sharing import claim_in, leader_address, nodes_of, service, service_name
 from cutover_operator.training.taints import tolerations
 
@@ -50,7 +51,6 @@ SECRETS = "/var/run/cutover/secrets"
 SOURCE_SECRET = f"{SECRETS}/source"
 MLFLOW_SECRET = f"{SECRETS}/mlflow"
 TOKEN = "token"  # noqa: S105
-USER = 65532
 GRACE_SECONDS = 60
 """Enough for one checkpoint of an adapter."""
 DEADLINE_SLACK_SECONDS = 300
@@ -259,25 +259,12 @@ def _template(attempt: Attempt) -> Object:
         "resources": _container_resources(attempt, gpus),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
     }
     pod: Object = {
+        **pod_fields(attempt.pull_secrets),
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [{"name": CONTAINER, "command": ["cutover-trainer", attempt.stage], **container}],
         "volumes": volumes,
         "tolerations": tolerations(spec, gpus),
@@ -295,8 +282,6 @@ def _template(attempt: Attempt) -> Object:
         selector[NODE_LABEL_GPU_PRODUCT] = spec.compute.gpu_product
     if selector:
         pod["nodeSelector"] = selector
-    if attempt.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in attempt.pull_secrets]
     if spec.compute.service_account_name:
         # Object stores that trust a service account inject their own projected token; the API's stays out.
         pod["serviceAccountName"] = spec.compute.service_account_name
