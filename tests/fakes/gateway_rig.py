@@ -8,13 +8,14 @@ import contextlib
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvicorn
+import yaml
 from starlette.types import ASGIApp
 
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Price, Provider, Route
@@ -212,6 +213,25 @@ class Rig:
         }
         return Settings(**{**plain, **self.settings})
 
+    def environment(self, drain_delay_seconds: float = 0.5) -> dict[str, str]:
+        """The same for a gateway that is a process of its own."""
+        config = self.folder / "gateway.yaml"
+        config.write_text(yaml.safe_dump(self.config.to_wire()))
+        return {
+            "CUTOVER_GATEWAY_NAME": "main",
+            "CUTOVER_GATEWAY_CONFIG": str(config),
+            "CUTOVER_ROUTE_FILE": str(self.folder / "route.json"),
+            "CUTOVER_SPOOL_DIR": str(self.folder / "spool"),
+            "CUTOVER_ASSESSMENTS_URL": f"http://127.0.0.1:{self.ports['assessments']}",
+            "CUTOVER_INTERNAL_TOKEN": "internal",
+            "CUTOVER_KEYS_FOLDER": str(self.folder / "keys"),
+            "CUTOVER_PORT_APP": str(self.ports["app"]),
+            "CUTOVER_PORT_OPS": str(self.ports["ops"]),
+            "CUTOVER_HOST": "127.0.0.1",
+            "CUTOVER_DRAIN_DELAY_SECONDS": str(drain_delay_seconds),
+            "POD_NAME": "gateway-0",
+        }
+
     @contextlib.asynccontextmanager
     async def models(self) -> AsyncIterator[None]:
         async with (
@@ -252,6 +272,26 @@ class Rig:
                 return response.status == 200
         except aiohttp.ClientError:
             return False
+
+    @contextlib.asynccontextmanager
+    async def streamed_by_hand(
+        self, write: Callable[[asyncio.StreamWriter], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        """A gateway that passes streams through, of a control whose events `write` writes, head and all the rest apart."""
+
+        async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            await reader.readexactly(int(length))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            await write(writer)
+            writer.close()
+
+        self.settings["streaming"] = "passthrough"
+        self.write_route(self.route(candidate=None))
+        serving = await asyncio.start_server(control, "127.0.0.1", self.ports["control"])
+        async with serving, running(self.assessments.app(), self.ports["assessments"]), self.gateway():
+            yield
 
     async def ask(
         self,

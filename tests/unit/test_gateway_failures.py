@@ -14,7 +14,7 @@ import pytest
 from cutover.route import FallbackRules, Route
 from cutover_server.assessments.maturity import Request, judged_answers
 from cutover_server.gateway.http_server import Connection
-from fakes.gateway_rig import Rig, running, until
+from fakes.gateway_rig import Rig, until
 
 
 @pytest.fixture
@@ -255,25 +255,16 @@ async def test_logprobs_that_cannot_be_written_again_are_left_out_of_a_stream(ri
 
     events = event(answer[:10]) + event(answer[10:], logprobs=deep) + event("", "stop") + b"data: [DONE]\n\n"
 
-    async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + events
-        )
-        writer.close()
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(events)
 
-    rig.settings["streaming"] = "passthrough"
-    rig.write_route(rig.route(candidate=None))
-    serving = await asyncio.start_server(control, "127.0.0.1", rig.ports["control"])
-    async with running(rig.assessments.app(), rig.ports["assessments"]), rig.gateway():
+    async with rig.streamed_by_hand(write):
         async with asyncio.timeout(10):
             told = (await rig.ask(stream=True, logprobs=True)).body.decode()
         assert told.endswith("data: [DONE]\n\n")
         chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
         assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == answer
         assert await rig.value("cutover_requests_total", outcome="ok") == 1
-    serving.close()
 
 
 async def test_fast_pieces_of_a_stream_are_handed_on_in_groups(
@@ -290,26 +281,18 @@ async def test_fast_pieces_of_a_stream_are_handed_on_in_groups(
 
     monkeypatch.setattr(Connection, "_send", counted)
 
-    async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+    async def write(writer: asyncio.StreamWriter) -> None:
         for one in [*answer, ""]:
             choice = {"delta": {"content": one}, "finish_reason": None if one else "stop"}
             writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
             await writer.drain()
             await asyncio.sleep(0.001)
         writer.write(b"data: [DONE]\n\n")
-        writer.close()
 
-    rig.settings["streaming"] = "passthrough"
-    rig.write_route(rig.route(candidate=None))
-    serving = await asyncio.start_server(control, "127.0.0.1", rig.ports["control"])
-    async with running(rig.assessments.app(), rig.ports["assessments"]), rig.gateway():
+    async with rig.streamed_by_hand(write):
         async with asyncio.timeout(10):
             told = (await rig.ask(stream=True)).body.decode()
         chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
         assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == answer
         assert len(chunks) >= len(answer)
         assert len(written) <= len(answer) / 2
-    serving.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import yaml
 
 from cutover_server.gateway.listening import Listening
 from cutover_server.listener import BYE, GONE, HELD, HERE, HOLD, NONE, TAKE, listen_on
@@ -62,25 +61,10 @@ class Pod:
 
     def start_gateway(self) -> None:
         rig = self.rig
-        config = rig.folder / "gateway.yaml"
-        config.write_text(yaml.safe_dump(rig.config.to_wire()))
         self.gateway = self._start(
             "cutover_server.gateway.main",
             rig.folder / "gateway.log",
-            {
-                "CUTOVER_GATEWAY_NAME": "main",
-                "CUTOVER_GATEWAY_CONFIG": str(config),
-                "CUTOVER_ROUTE_FILE": str(rig.folder / "route.json"),
-                "CUTOVER_SPOOL_DIR": str(rig.folder / "spool"),
-                "CUTOVER_ASSESSMENTS_URL": f"http://127.0.0.1:{rig.ports['assessments']}",
-                "CUTOVER_INTERNAL_TOKEN": "internal",
-                "CUTOVER_KEYS_FOLDER": str(rig.folder / "keys"),
-                "CUTOVER_PORT_APP": str(self.port),
-                "CUTOVER_PORT_OPS": str(rig.ports["ops"]),
-                "CUTOVER_HOST": "127.0.0.1",
-                "CUTOVER_DRAIN_DELAY_SECONDS": "0.2",
-                "POD_NAME": "gateway-0",
-            },
+            rig.environment(drain_delay_seconds=0.2),
         )
 
     async def serves(self) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import yaml
 
 from cutover_server.gateway.settings import SettingsError, read_settings
 from fakes.gateway_rig import Rig, running, until
@@ -26,31 +25,12 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield Rig(tmp_path, session)
 
 
-def environment(rig: Rig) -> dict[str, str]:
-    config = rig.folder / "gateway.yaml"
-    config.write_text(yaml.safe_dump(rig.config.to_wire()))
-    return {
-        "CUTOVER_GATEWAY_NAME": "main",
-        "CUTOVER_GATEWAY_CONFIG": str(config),
-        "CUTOVER_ROUTE_FILE": str(rig.folder / "route.json"),
-        "CUTOVER_SPOOL_DIR": str(rig.folder / "spool"),
-        "CUTOVER_ASSESSMENTS_URL": f"http://127.0.0.1:{rig.ports['assessments']}",
-        "CUTOVER_INTERNAL_TOKEN": "internal",
-        "CUTOVER_KEYS_FOLDER": str(rig.folder / "keys"),
-        "CUTOVER_PORT_APP": str(rig.ports["app"]),
-        "CUTOVER_PORT_OPS": str(rig.ports["ops"]),
-        "CUTOVER_HOST": "127.0.0.1",
-        "CUTOVER_DRAIN_DELAY_SECONDS": "0.5",
-        "POD_NAME": "gateway-0",
-    }
-
-
 @contextlib.contextmanager
 def process(rig: Rig) -> Iterator[subprocess.Popen[bytes]]:
     log = (rig.folder / "gateway.log").open("ab")
     started = subprocess.Popen(
         [sys.executable, "-m", "cutover_server.gateway.main"],
-        env={**os.environ, **environment(rig)},
+        env={**os.environ, **rig.environment()},
         stderr=log,
         stdout=log,
     )
@@ -136,7 +116,7 @@ async def test_it_serves_with_everything_else_down(rig: Rig) -> None:
     (rig.folder / "spool").mkdir()
     cached = rig.route(weight_basis_points=10_000, generation=4)
     (rig.folder / "spool" / "route.json").write_text(json.dumps(cached.to_wire()))
-    plain = environment(rig)
+    plain = rig.environment()
     del plain["CUTOVER_ROUTE_FILE"]
     (rig.folder / "token").write_text("t")
     plain |= {
@@ -171,4 +151,4 @@ async def test_it_serves_with_everything_else_down(rig: Rig) -> None:
 )
 async def test_wrong_settings_are_named(rig: Rig, change: dict[str, str], word: str) -> None:
     with pytest.raises(SettingsError, match=word):
-        read_settings({**environment(rig), **change})
+        read_settings({**rig.environment(), **change})
