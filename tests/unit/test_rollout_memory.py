@@ -130,6 +130,24 @@ async def test_a_breach_is_found_at_the_first_look_that_can_see_it() -> None:
     assert route.weight_basis_points == 0
 
 
+async def test_the_route_follows_what_the_evidence_asks_for_without_a_whole_look() -> None:
+    """How many answers are labelled depends on the traffic, of which no watch tells."""
+    town = await started(spec={"steps": LIVE})
+    remembering(town)
+    await live(town)
+    before = await town.route()
+    assert before is not None
+    town.requests_per_second *= 20
+    for _ in range(int(LOOK_SECONDS / 2 / town.tick_seconds)):
+        await ticks(town, 1)
+        route = await town.route()
+        assert route is not None
+        if route.labels.probability != before.labels.probability:
+            break
+    assert route.labels.probability["all"] < before.labels.probability["all"]
+    assert (await town.status())["routeGeneration"] == route.generation == before.generation + 1
+
+
 async def test_what_a_watch_reports_is_looked_at_at_once() -> None:
     town = await started(spec={"steps": LIVE})
     kube, memory = remembering(town)
