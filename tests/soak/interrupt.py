@@ -3,8 +3,8 @@
     python -m soak.interrupt [--times 30] [--seed 1]          processes of this machine, SIGKILL and SIGTERM in turn
     python -m soak.interrupt --pods 5                         pods really deleted, on the local node (needs it free)
 
-Between attempts this soak plays the operator and the disk: it reckons GPU-seconds from outside, once grants too few of
-them, and now and then leaves the newest checkpoint torn. It looks at the checkpoints with its own eyes.
+Between attempts this soak plays the operator and the disk: it reckons GPU-seconds from outside, grants another copy of the
+training too few of them, and now and then leaves the newest checkpoint torn. It looks at the checkpoints with its own eyes.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ def run_out_of_budget(training: Training, account: Account, granted_seconds: flo
     outcome = training.result().outcome
     if (code, outcome) != (ExitCode.INTERRUPTED, "budgetExceeded"):
         account.problems.append(f"a small budget ended as {outcome} with exit code {code}")
+    if not training.whole_checkpoints():
+        account.problems.append("nothing was kept when the budget ended")
     account.budget_overrun_seconds = account.lifetimes_seconds[-1] - granted_seconds
     if not 0 <= account.budget_overrun_seconds <= BUDGET_GRACE_SECONDS:
         account.problems.append(f"the budget was missed by {account.budget_overrun_seconds:.1f} s")
@@ -284,17 +286,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         untouched = Training.prepared(Path(folder) / "untouched", 96, fine_tune)
         disturbed = untouched.copy(Path(folder) / "disturbed")
-        alone = Account()
+        poor = untouched.copy(Path(folder) / "poor")
+        alone, short = Account(), Account()
         let_it_end(untouched, alone)
+        # Of the time the whole takes here, so that it is too little on any machine, and enough to get somewhere.
+        run_out_of_budget(poor, short, granted_seconds=alone.gpu_seconds / 2)
+        let_it_end(poor, short)
         account = disturb(disturbed, asked.times, asked.seed)
-        run_out_of_budget(disturbed, account, granted_seconds=4.0)
         let_it_end(disturbed, account)
         result = disturbed.result()
         passes = int(fine_tune["epochs"]) * result_rows(disturbed)
         problems = [
             *alone.problems,
+            *short.problems,
             *account.problems,
+            *differences(poor, untouched),
             *differences(disturbed, untouched),
+            *sums(poor, short, passes),
             *sums(disturbed, account, passes),
         ]
         seconds = disturbed.curves()["secondsInSteps"]
@@ -303,7 +311,7 @@ def main() -> int:
     print(f"result: {result.message}")
     print(
         f"GPU-seconds {account.gpu_seconds:.1f} over {len(account.lifetimes_seconds)} attempts, {seconds:.1f} of them in "
-        f"steps that were kept; undisturbed {alone.gpu_seconds:.1f}; budget overrun {account.budget_overrun_seconds:.1f} s"
+        f"steps that were kept; undisturbed {alone.gpu_seconds:.1f}; budget overrun {short.budget_overrun_seconds:.1f} s"
     )
     for problem in problems:
         print(f"FAIL  {problem}")
