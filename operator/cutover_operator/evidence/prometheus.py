@@ -36,15 +36,13 @@ SHORT_SECONDS = 120
 SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
-SHARED_SECONDS = 1.2
+SHARED_SECONDS = 0.9
 """Age up to which an answer is used again, and how far ahead a query asks for others. Below the time that lies
-between two companies of passes: the next one looks anew, as does who asks again sooner than that."""
-SHARED_PART = 0.9
-"""Of the time after which a rollout asks again: its own last answer is never its next one."""
+between two companies of passes: the next one looks anew."""
 COMPANY_SECONDS = 0.02
 """How long the first to ask waits for others."""
-TOGETHER = 400
-"""Rollouts in one query: bounds its text and its answer. More than come in one company where there are thousands."""
+TOGETHER = 250
+"""Rollouts in one query: bounds its text and its answer."""
 AT_ONCE = 4
 """Queries at the same time for one Prometheus."""
 NAMES_SECONDS = 900.0
@@ -154,18 +152,15 @@ class Prometheus:
         now = self._clock()
         server.regulars[asked.rollout] = _Regular(asked, window_seconds, now + again_in_seconds)
         own = asyncio.gather(*(self._own(url, server, one, window_seconds) for one in asked.custom))
-        good_for = min(SHARED_SECONDS, SHARED_PART * again_in_seconds)
-        common = await self._shared(url, server, asked, window_seconds, good_for)
+        common = await self._shared(url, server, asked, window_seconds)
         return {**common, **dict(zip(map(custom_key, asked.custom), await own, strict=True))}
 
     # ------------------------------------------------------------ our metrics, for many at once
-    async def _shared(
-        self, url: str, server: _Server, asked: Asked, window_seconds: int, good_for_seconds: float
-    ) -> Result:
+    async def _shared(self, url: str, server: _Server, asked: Asked, window_seconds: int) -> Result:
         kept = server.kept.get(asked.rollout)
         if (
             kept is not None
-            and self._clock() - kept.at <= good_for_seconds
+            and self._clock() - kept.at <= SHARED_SECONDS
             and kept.window_seconds >= window_seconds
             and kept.asked == asked
         ):
