@@ -36,6 +36,7 @@ from cutover_operator.rollout.gather import Watchtower, wish_of
 from cutover_operator.rollout.resources import Images, Owner
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import GatewayPod, Site
+from cutover_operator.turns import Turn
 
 NAMESPACE = "recorded"
 PROMETHEUS = "http://recorded.invalid"
@@ -117,9 +118,7 @@ class Replay:
         self._begin(version)
 
     # ------------------------------------------------------------ what the watchtower asks
-    async def read(
-        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
-    ) -> Mapping[str, Answer]:
+    async def read(self, url: str, asked: Asked, window_seconds: int, turn: Turn) -> Mapping[str, Answer]:
         return self._recorded(asked, self._now - window_seconds, self._now)
 
     def _recorded(self, asked: Asked, start: float, end: float) -> dict[str, Answer]:

@@ -179,7 +179,8 @@ async def _resync(kube: KubeClient, loop: Loop, queue: WorkQueue, settings: Sett
                 try:
                     async for place in kube.names(resource, namespace):
                         later = random.uniform(0.0, min(wait, SPREAD_SECONDS))  # noqa: S311
-                        queue.add_after(Key(resource, *place), later)
+                        # Whoever has a pass before it keeps its company.
+                        queue.ensure(Key(resource, *place), later, within_seconds=SPREAD_SECONDS)
                 except KubeError as error:
                     log.warning("resync", extra={"kind": resource.kind, "why": str(error)})
         wait = RESYNC_SECONDS

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 from cutover_operator.plan import Key
 from cutover_operator.port import Conflict
+from cutover_operator.turns import Turn
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +23,6 @@ LONGEST_BACK_OFF_SECONDS = 300.0
 CONFLICT_SECONDS = 0.02
 """A lost race is read again at once; only one that keeps being lost slows down."""
 LONGEST_CONFLICT_SECONDS = 5.0
-
-ROUNDED_FROM_SECONDS = 2.0
-"""A wish for later than this is rounded down to a whole second of the loop's clock: passes come in company, and one
-question to Prometheus answers for all of them."""
-PHASED_FROM_SECONDS = 5.0
-SLOT_SECONDS = 1.25
-"""A wish for later than that comes at a slot of its interval that is the key's own, so that crowds that began together
-are spread over it. Nothing waits longer for it, nor for less than half of what it asked for."""
 
 Handle = Callable[[Key], Awaitable[float | None]]
 """One pass; answers after how many seconds it wants another."""
@@ -79,15 +70,22 @@ class WorkQueue:
             self.add(key)
             return
         loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
-        if seconds >= ROUNDED_FROM_SECONDS:
-            at = _in_company(key, loop.time(), seconds)
+        at = Turn(str(key), seconds).after(loop.time())
         timer = self._timers.get(key)
         if timer is not None:
             if timer.when() <= at:
                 return
             timer.cancel()
         self._timers[key] = loop.call_at(at, self._due, key)
+
+    def ensure(self, key: Key, after_seconds: float, within_seconds: float) -> None:
+        """Ask for a pass, unless one comes within that time anyway."""
+        timer = self._timers.get(key)
+        if key in self._busy or (
+            timer is not None and timer.when() - asyncio.get_running_loop().time() <= within_seconds
+        ):
+            return
+        self.add_after(key, after_seconds)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(self._workers)]
@@ -165,15 +163,6 @@ class WorkQueue:
         self._failures.pop(key, None)
         self._conflicts.pop(key, None)
         return again
-
-
-def _in_company(key: Key, now: float, seconds: float) -> float:
-    """The moment for a pass that is wanted `seconds` from `now`: one shared with others, not later."""
-    if seconds < PHASED_FROM_SECONDS:
-        return float(math.floor(now + seconds))
-    slots = int(seconds / SLOT_SECONDS)
-    latest, own = math.floor((now + seconds) / SLOT_SECONDS), zlib.crc32(str(key).encode()) % slots
-    return SLOT_SECONDS * max(latest - (latest - own) % slots, math.ceil((now + seconds / 2) / SLOT_SECONDS))
 
 
 def _grown(first_seconds: float, count: int, longest_seconds: float) -> float:

@@ -45,6 +45,7 @@ from cutover_operator.rollout.decide import decide
 from cutover_operator.rollout.gather import Watchtower
 from cutover_operator.rollout.resources import Images
 from cutover_operator.rollout.world import GatewayPod, Site, Unreadable, World
+from cutover_operator.turns import Turn
 from fakes.kube import FakeKube
 
 NAMESPACE = "claims"
@@ -224,7 +225,7 @@ class Town:
         return tuple(reports)
 
     async def read(
-        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+        self, url: str, asked: Asked, window_seconds: int, turn: Turn
     ) -> dict[str, Answer | Unavailable]:
         wanted = {metric: metric for metric in asked.metrics}
         wanted |= {custom_key(selector): re.split(r"[{\[]", selector)[0] for selector in asked.custom}

@@ -20,9 +20,11 @@ from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import Prometheus, Result, query_for, window_for
 from cutover_operator.evidence.reading import Read, Wish, asked, digest, read_evidence
 from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
+from cutover_operator.turns import Turn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LEDGER = Ledger(uid="u", version="v1", started_at=0.0)
+TURN = Turn("", 10.0)
 
 
 class FakePrometheus:
@@ -122,7 +124,7 @@ async def test_every_failure_is_a_value_with_words(
     server: FakePrometheus, session: aiohttp.ClientSession, handler: Handler, kind: str, words: str
 ) -> None:
     server.answer = handler
-    answers = await Prometheus(session, timeout_seconds=0.5).read(server.url, want(custom=("m",)), 120, 10)
+    answers = await Prometheus(session, timeout_seconds=0.5).read(server.url, want(custom=("m",)), 120, TURN)
     assert set(answers) == {REQUESTS, DURATION, custom_key("m")}
     for result in answers.values():
         assert isinstance(result, Unavailable)
@@ -131,7 +133,7 @@ async def test_every_failure_is_a_value_with_words(
 
 
 async def test_a_server_that_is_gone_is_unreachable(session: aiohttp.ClientSession) -> None:
-    result = (await Prometheus(session).read("http://127.0.0.1:1", want(), 120, 10))[REQUESTS]
+    result = (await Prometheus(session).read("http://127.0.0.1:1", want(), 120, TURN))[REQUESTS]
     assert isinstance(result, Unavailable)
     assert result.kind == "Unreachable"
 
@@ -150,7 +152,7 @@ async def test_one_query_answers_for_all_rollouts_and_all_metrics(
     reader = Prometheus(session)
 
     async def read(number: int) -> Result:
-        return await reader.read(server.url + "/", want(f"r{number}"), 120, 10)
+        return await reader.read(server.url + "/", want(f"r{number}"), 120, TURN)
 
     answers = await asyncio.gather(*(read(number) for number in range(20)))
     assert len(server.queries) == 1
@@ -158,9 +160,9 @@ async def test_one_query_answers_for_all_rollouts_and_all_metrics(
         assert counted(answer, f"r{number}") == [(-14.0, 0.0), (1.0, float(number))]
     await asyncio.gather(*(read(number) for number in range(20)))
     assert len(server.queries) == 1, "a moment later the same answer serves"
-    await reader.read(server.url, want("r1"), 300, 10)
+    await reader.read(server.url, want("r1"), 300, TURN)
     assert len(server.queries) == 2, "a wider window needs its own answer"
-    await reader.read(server.url, want("r2", edges=(2.0,)), 120, 10)
+    await reader.read(server.url, want("r2", edges=(2.0,)), 120, TURN)
     assert len(server.queries) == 3, "and so does another edge"
 
 
@@ -171,7 +173,7 @@ async def test_who_is_a_little_late_asks_with_the_others_for_the_longer_window(
     reader = Prometheus(session)
     windows = {"a": 75, "late": 120, "restarted": 3600}
     answers = await asyncio.gather(
-        *(reader.read(server.url, want(name), window, 10) for name, window in windows.items())
+        *(reader.read(server.url, want(name), window, TURN) for name, window in windows.items())
     )
     assert len(server.queries) == 2, "an hour of everybody would be too much"
     assert sorted(query.endswith("[120s]") for query in server.queries) == [False, True]
@@ -183,21 +185,24 @@ async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
     now = 100.0
-    server.series = series_of(1.0, rollout="a") + series_of(1.0, rollout="b") + series_of(1.0, rollout="c")
+    server.series = [pair for name in "abcd" for pair in series_of(1.0, rollout=name)]
     reader = Prometheus(session, clock=lambda: now)
-    for name, again in (("a", 10.0), ("b", 10.0), ("c", 15.0)):
-        await reader.read(server.url, want(name), 120, again)
+    for name, turn in (("a", TURN), ("b", TURN), ("c", Turn("", 15.0)), ("d", TURN)):
+        await reader.read(server.url, want(name), 120, turn)
     first = len(server.queries)
-    now = 110.0
-    assert counted(await reader.read(server.url, want("a"), 120, 10.0), "a")
-    assert "a|b" in server.queries[-1], "b is due as well"
-    assert "c" not in server.queries[-1].split("rollout=")[1].split(",")[0]
-    now = 110.0 + prometheus.SHARED_SECONDS / 2
-    assert counted(await reader.read(server.url, want("b"), 120, 10.0), "b")
-    assert len(server.queries) == first + 1
-    now = 110.1 + prometheus.SHARED_SECONDS
-    await reader.read(server.url, want("b"), 120, 10.0)
-    assert len(server.queries) == first + 2, "an answer is never used when it is older than that"
+    now = TURN.after(now)
+    assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
+    assert 'rollout=~"|a|b|d"' in server.queries[-1], "b and d are due as well, c is not"
+    now += 1.0
+    await reader.read(server.url, want("a"), 120, TURN)
+    assert len(server.queries) == first + 2, "who has used an answer never gets it when it is older than that"
+    assert 'rollout=~"|a"' in server.queries[-1], "and is nobody's company when it is not its turn"
+    now += prometheus.LATE_SECONDS - 1.1
+    assert counted(await reader.read(server.url, want("b"), 120, TURN), "b")
+    assert len(server.queries) == first + 2, "the last of a large company use what was read for them"
+    now += 0.2
+    await reader.read(server.url, want("d"), 120, TURN)
+    assert len(server.queries) == first + 3, "unless that has become old"
 
 
 async def test_who_asks_every_second_is_never_given_its_last_answer_again(
@@ -207,7 +212,7 @@ async def test_who_asks_every_second_is_never_given_its_last_answer_again(
     server.series = series_of(1.0, rollout="a")
     reader = Prometheus(session, clock=lambda: now)
     for _ in range(4):
-        await reader.read(server.url, want("a"), 120, 1.0)
+        await reader.read(server.url, want("a"), 120, Turn("a", 1.0))
         now += 1.0
     assert len(server.queries) == 4
 
@@ -219,7 +224,7 @@ async def test_more_rollouts_than_go_into_a_query_are_all_answered(
     for number in range(8):
         server.series += series_of(1.0, value=number + 1, rollout=f"r{number}")
     reader = Prometheus(session)
-    answers = await asyncio.gather(*(reader.read(server.url, want(f"r{n}"), 120, 10) for n in range(8)))
+    answers = await asyncio.gather(*(reader.read(server.url, want(f"r{n}"), 120, TURN) for n in range(8)))
     assert [counted(answer, f"r{n}")[-1][1] for n, answer in enumerate(answers)] == list(range(1, 9))
     assert len(server.queries) == 3
 
@@ -231,7 +236,7 @@ async def test_the_reader_holds_no_samples_and_forgets_who_stopped_asking(
     reader = Prometheus(session, clock=lambda: now)
     for index in range(300):
         now += 5.0
-        await reader.read(server.url, want(f"r{index}", custom=(f"m{index}",)), 120, 10)
+        await reader.read(server.url, want(f"r{index}", custom=(f"m{index}",)), 120, TURN)
     (known,) = reader._servers.values()
     assert len(known.kept) <= 2, "itself, and who was due as well"
     assert len(known.own) == 1

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cutover_operator import workqueue
 from cutover_operator.plan import Key
 from cutover_operator.port import TRAINING_RUNS, Conflict
-from cutover_operator.workqueue import SLOT_SECONDS, WorkQueue, _in_company
+from cutover_operator.turns import SLOT_SECONDS, Turn
+from cutover_operator.workqueue import WorkQueue
 
 
 def key(name: str) -> Key:
@@ -180,6 +181,33 @@ async def test_wishes_for_later_come_in_company() -> None:
     await queue.stop()
 
 
+async def test_a_pass_that_comes_anyway_is_not_asked_for_again() -> None:
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def handle(one: Key) -> float | None:
+        begun.set()
+        await going.wait()
+        return None
+
+    queue = WorkQueue(handle, 1)
+    queue.add_after(key("soon"), 20.0)
+    queue.add_after(key("late"), 50.0)
+    before = {one: timer.when() for one, timer in queue._timers.items()}
+    for name in ("soon", "late", "never"):
+        queue.ensure(key(name), 1.0, within_seconds=30.0)
+    after = {one: timer.when() for one, timer in queue._timers.items()}
+    assert after[key("soon")] == before[key("soon")]
+    assert after[key("late")] < before[key("late")]
+    assert key("never") in after
+    queue.add(key("busy"))
+    queue.start()
+    await begun.wait()
+    queue.ensure(key("busy"), 1.0, within_seconds=30.0)
+    assert key("busy") not in queue._timers
+    going.set()
+    await queue.stop()
+
+
 @given(st.floats(0, 1e6), st.floats(5.0, 3600.0))
 def test_a_crowd_that_began_together_is_spread_over_its_interval(start: float, interval: float) -> None:
     whole = SLOT_SECONDS * int(interval / SLOT_SECONDS)
@@ -187,10 +215,10 @@ def test_a_crowd_that_began_together_is_spread_over_its_interval(start: float, i
     for number in range(200):
         at = start
         for _ in range(4):
-            wanted = _in_company(key(str(number)), at, whole)
+            wanted = Turn(str(number), whole).after(at)
             assert at + whole / 2 <= wanted <= at + whole
             assert wanted % SLOT_SECONDS == 0
             at = wanted + 0.05  # a pass takes its time
-        assert _in_company(key(str(number)), at, whole) == wanted + whole, "and then keeps its second"
+        assert Turn(str(number), whole).after(at) == wanted + whole, "and then keeps its second"
         seconds[wanted % whole] += 1
     assert max(seconds.values()) <= 3 * 200 * SLOT_SECONDS / whole + 20

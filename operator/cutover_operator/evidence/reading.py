@@ -46,6 +46,7 @@ from cutover_operator.evidence.samples import (
     scrape_interval,
     stale_after_seconds,
 )
+from cutover_operator.turns import Turn
 
 FROM_DATABASE = (
     LABELS_MATURED,
@@ -56,6 +57,7 @@ FROM_DATABASE = (
     LABEL_CONFIDENCE,
 )
 """Exported by the assessments service, all of one snapshot."""
+SOMETIME = Turn("", 30.0)
 OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
@@ -63,7 +65,7 @@ class Samples(Protocol):
     """Raw samples of the last `window_seconds`, by metric and by selector of a user's own counter."""
 
     async def read(
-        self, url: str, asked: Asked, window_seconds: int, again_in_seconds: float
+        self, url: str, asked: Asked, window_seconds: int, turn: Turn
     ) -> Mapping[str, Answer | Unavailable]: ...
 
 
@@ -77,7 +79,7 @@ class Wish:
     shadow: bool = False
     satisfaction: bool = False
     doubles: bool = False
-    again_in_seconds: float = 30.0
+    turn: Turn = SOMETIME
     """When it will be read next."""
 
 
@@ -121,7 +123,7 @@ def asked(wish: Wish) -> Asked:
 async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, age_seconds: float) -> Read:
     """The ledger with everything counted that came in the last `age_seconds`, or why nothing can be said now."""
     window = window_for(max(0.0, age_seconds))
-    answers = await samples.read(wish.url, asked(wish), window, wish.again_in_seconds)
+    answers = await samples.read(wish.url, asked(wish), window, wish.turn)
     return digest(answers, wish, ledger)
 
 

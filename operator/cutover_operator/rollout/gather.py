@@ -29,6 +29,7 @@ from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
 from cutover_operator.evidence.reading import Samples, Wish, read_evidence
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.origins import is_allowed
+from cutover_operator.plan import Key
 from cutover_operator.port import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -49,6 +50,7 @@ from cutover_operator.rollout.routing import holder_of, read_route
 from cutover_operator.rollout.threshold import governing_gate
 from cutover_operator.rollout.world import Evidence, GatewayPod, Neighbour, Site, Unreadable, World
 from cutover_operator.training.observed import LABEL_JOB
+from cutover_operator.turns import Turn
 
 ONE_LOOK_SECONDS = 1.0
 """What is read again within this time, before something is written, is the same look."""
@@ -267,7 +269,7 @@ def wish_of(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> W
         shadow=by_stratum(spec) or any(step.shadow for step in spec.steps),
         satisfaction=any(g.metric == "satisfaction" for g in spec.gates),
         doubles=labels.double_share > 0 and any(g.gate.limit is not None for g in accuracy),
-        again_in_seconds=to_seconds(spec.analysis.interval),
+        turn=Turn(str(Key(MODEL_ROLLOUTS, owner.namespace, owner.name)), to_seconds(spec.analysis.interval)),
     )
 
 
