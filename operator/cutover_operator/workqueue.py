@@ -81,11 +81,8 @@ class WorkQueue:
     def ensure(self, key: Key, after_seconds: float, within_seconds: float) -> None:
         """Ask for a pass, unless one comes within that time anyway."""
         timer = self._timers.get(key)
-        if key in self._busy or (
-            timer is not None and timer.when() - asyncio.get_running_loop().time() <= within_seconds
-        ):
-            return
-        self.add_after(key, after_seconds)
+        if timer is None or timer.when() - asyncio.get_running_loop().time() > within_seconds:
+            self.add_after(key, after_seconds)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(self._workers)]

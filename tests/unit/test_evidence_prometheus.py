@@ -193,16 +193,88 @@ async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
     now = TURN.after(now)
     assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
     assert 'rollout=~"|a|b|d"' in server.queries[-1], "b and d are due as well, c is not"
-    now += 1.0
-    await reader.read(server.url, want("a"), 120, TURN)
-    assert len(server.queries) == first + 2, "who has used an answer never gets it when it is older than that"
-    assert 'rollout=~"|a"' in server.queries[-1], "and is nobody's company when it is not its turn"
-    now += prometheus.LATE_SECONDS - 1.1
+    now += prometheus.SHARED_SECONDS - 0.1
     assert counted(await reader.read(server.url, want("b"), 120, TURN), "b")
-    assert len(server.queries) == first + 2, "the last of a large company use what was read for them"
+    assert len(server.queries) == first + 1
     now += 0.2
     await reader.read(server.url, want("d"), 120, TURN)
-    assert len(server.queries) == first + 3, "unless that has become old"
+    assert len(server.queries) == first + 2, "an answer is never used when it is older than that"
+    assert 'rollout=~"|d"' in server.queries[-1], "who had an answer for this turn is not asked for again"
+    await reader.read(server.url, want("a"), 120, TURN)
+    assert 'rollout=~"|a"' in server.queries[-1], "nor is it anybody's company when it is not its turn"
+
+
+async def test_who_comes_while_its_answer_is_under_way_waits_for_it(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = 100.0
+    server.series = [pair for name in "ab" for pair in series_of(1.0, rollout=name)]
+    reader = Prometheus(session, clock=lambda: now)
+    for name in "ab":
+        await reader.read(server.url, want(name), 120, TURN)
+    now, asked, may_answer = TURN.after(now), asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await may_answer.wait()
+        return await server.samples(request)
+
+    server.answer = slowly
+    first = len(server.queries)
+    one = asyncio.create_task(reader.read(server.url, want("a"), 120, TURN))
+    await asked.wait()
+    other = asyncio.create_task(reader.read(server.url, want("b"), 120, TURN))
+    asked.clear()
+    now += prometheus.SHARED_SECONDS + 0.1
+    late = asyncio.create_task(reader.read(server.url, want("a"), 120, TURN))
+    await asked.wait()
+    may_answer.set()
+    for task, name in ((one, "a"), (other, "b"), (late, "a")):
+        assert counted(await task, name)
+    assert len(server.queries) == first + 2, "one for both, and one for whom the first had become old"
+
+
+async def test_a_failure_of_an_old_question_does_not_take_the_place_of_a_newer_answer(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = 100.0
+    server.series = series_of(1.0, rollout="a")
+    reader = Prometheus(session, clock=lambda: now)
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def fail(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await may_answer.wait()
+        return web.Response(status=503)
+
+    server.answer = fail
+    old = asyncio.create_task(reader.read(server.url, want("a"), 120, TURN))
+    await asked.wait()
+    now += 2.0
+    server.answer = server.samples
+    assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
+    may_answer.set()
+    assert isinstance((await old)[REQUESTS], Unavailable)
+    count = len(server.queries)
+    assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
+    assert len(server.queries) == count
+
+
+async def test_short_intervals_have_company_too(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    now = 100.0
+    server.series = [pair for name in "ab" for pair in series_of(1.0, rollout=name)]
+    reader = Prometheus(session, clock=lambda: now)
+    for name in "ab":
+        await reader.read(server.url, want(name), 120, Turn(name, 1.0))
+        now += 0.4
+    count = len(server.queries)
+    now = 101.0
+    await reader.read(server.url, want("a"), 120, Turn("a", 1.0))
+    now = 101.4
+    await reader.read(server.url, want("b"), 120, Turn("b", 1.0))
+    assert len(server.queries) == count + 1
 
 
 async def test_who_asks_every_second_is_never_given_its_last_answer_again(
@@ -229,6 +301,23 @@ async def test_more_rollouts_than_go_into_a_query_are_all_answered(
     assert len(server.queries) == 3
 
 
+async def test_a_company_that_is_too_large_for_a_query_is_named_in_several(
+    server: FakePrometheus, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "TOGETHER", 3)
+    now = 100.0
+    for number in range(8):
+        server.series += series_of(1.0, value=number + 1, rollout=f"r{number}")
+    reader = Prometheus(session, clock=lambda: now)
+    for _ in range(2):
+        first = len(server.queries)
+        for number in range(8):
+            found = await reader.read(server.url, want(f"r{number}"), 120, TURN)
+            assert counted(found, f"r{number}")[-1][1] == number + 1
+        now = TURN.after(now)
+    assert len(server.queries) == first + 3
+
+
 async def test_the_reader_holds_no_samples_and_forgets_who_stopped_asking(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
@@ -238,7 +327,7 @@ async def test_the_reader_holds_no_samples_and_forgets_who_stopped_asking(
         now += 5.0
         await reader.read(server.url, want(f"r{index}", custom=(f"m{index}",)), 120, TURN)
     (known,) = reader._servers.values()
-    assert len(known.kept) <= 2, "itself, and who was due as well"
+    assert len(known.questions) <= 2, "itself, and who was due as well"
     assert len(known.own) == 1
     assert len(known.regulars) < 150
 

@@ -138,7 +138,7 @@ async def test_the_route_follows_what_the_evidence_asks_for_without_a_whole_look
     before = await town.route()
     assert before is not None
     town.requests_per_second *= 20
-    for _ in range(int(LOOK_SECONDS / 2 / town.tick_seconds)):
+    for _ in range(int(LOOK_SECONDS / 4 / town.tick_seconds)):
         await ticks(town, 1)
         route = await town.route()
         assert route is not None

@@ -27,7 +27,7 @@ import orjson
 from cutover.contract import DURATION, SHADOW_DURATION
 from cutover_operator.evidence.labels import Labels, Names
 from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
-from cutover_operator.turns import Turn
+from cutover_operator.turns import ROUNDED_FROM_SECONDS, Turn
 
 WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
@@ -37,16 +37,14 @@ SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 SHARED_SECONDS = 0.9
-"""Age up to which an answer is used again. Below the time between two looks, of which the next one looks anew."""
-LATE_SECONDS = 2.5
-"""Age up to which an answer waits for those it was asked for: of a large company the last come when the first are done.
-None of them answers a breach later for it, since it would look no earlier."""
+"""Time from a query's sending for which its answer serves those it was asked for. Who comes later looks anew: a breach is
+to be answered within an interval and a second, and this is what an answer may add to the interval."""
 EARLY_SECONDS = 0.1
 """How much earlier than its turn a rollout may come and still ask for its company, too."""
 COMPANY_SECONDS = 0.02
 """How long the first to ask waits for others."""
-TOGETHER = 500
-"""Rollouts in one query: bounds its text and its answer. More than one company of 2,000 rollouts at 10 s."""
+TOGETHER = 300
+"""Rollouts in one query: bounds its text and its answer. One company of 2,000 rollouts at 10 s goes into one."""
 AT_ONCE = 4
 """Queries at the same time for one Prometheus."""
 NAMES_SECONDS = 900.0
@@ -101,23 +99,35 @@ class _Regular:
 
     asked: Asked
     window_seconds: int
+    interval_seconds: float
     due_at: float
     """Its next turn, by the monotonic clock."""
 
+    def comes(self, turns: Container[float], now: float) -> bool:
+        """Whether it is expected with those. Short intervals have no turns in common."""
+        if self.interval_seconds < ROUNDED_FROM_SECONDS:
+            return abs(now - self.due_at) <= SHARED_SECONDS
+        return self.due_at in turns
+
 
 @dataclass(slots=True)
-class _Kept:
-    asked: Asked
-    window_seconds: int
-    at: float
-    result: Result
-    used: bool
+class _Question:
+    """One query, and whose it is."""
 
-    def lasts(self, now: float) -> bool:
-        return now - self.at <= (SHARED_SECONDS if self.used else LATE_SECONDS)
+    members: Mapping[str, Asked]
+    window_seconds: int
+    answered: asyncio.Future[Result]
+    sent_at: float = math.inf
+
+    def is_young(self, now: float) -> bool:
+        return now - self.sent_at <= SHARED_SECONDS
 
     def serves(self, one: _Waiting, now: float) -> bool:
-        return self.lasts(now) and self.window_seconds >= one.window_seconds and self.asked == one.asked
+        return (
+            self.is_young(now)
+            and self.window_seconds >= one.window_seconds
+            and self.members[one.asked.rollout] == one.asked
+        )
 
 
 @dataclass(slots=True)
@@ -126,9 +136,7 @@ class _Waiting:
     window_seconds: int
     due_at: float
     """The turn for which it asks; infinite if it was not expected now."""
-    answered: asyncio.Future[Result] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    question: asyncio.Future[_Question]
 
 
 @dataclass(slots=True)
@@ -136,7 +144,8 @@ class _Server:
     """What is known about one Prometheus."""
 
     regulars: dict[str, _Regular] = field(default_factory=dict)
-    kept: dict[str, _Kept] = field(default_factory=dict)
+    questions: dict[str, _Question] = field(default_factory=dict)
+    """The newest in which a rollout is named; for a moment only."""
     waiting: list[_Waiting] = field(default_factory=list)
     own: dict[str, tuple[float, int, asyncio.Task[Answer | Unavailable]]] = field(default_factory=dict)
     """A user's own counters: selector -> (when asked, window, answer)."""
@@ -166,87 +175,80 @@ class Prometheus:
         server = self._servers.setdefault(url, _Server())
         now = self._clock()
         before = server.regulars.get(asked.rollout)
-        server.regulars[asked.rollout] = _Regular(asked, window_seconds, turn.after(now))
+        server.regulars[asked.rollout] = _Regular(asked, window_seconds, turn.seconds, turn.after(now))
         own = asyncio.gather(*(self._own(url, server, one, window_seconds) for one in asked.custom))
         due_at = before.due_at if before is not None and before.due_at <= now + EARLY_SECONDS else math.inf
-        common = await self._shared(url, server, _Waiting(asked, window_seconds, due_at))
+        mine = _Waiting(asked, window_seconds, due_at, asyncio.get_running_loop().create_future())
+        common = await self._shared(url, server, mine)
         return {**common, **dict(zip(map(custom_key, asked.custom), await own, strict=True))}
 
     # ------------------------------------------------------------ our metrics, for many at once
     async def _shared(self, url: str, server: _Server, mine: _Waiting) -> Result:
-        kept = server.kept.get(mine.asked.rollout)
-        if kept is not None and kept.serves(mine, self._clock()):
-            kept.used = True
-            return kept.result
-        server.waiting.append(mine)
-        if len(server.waiting) == 1:
-            task = asyncio.create_task(self._flush(url, server))
-            self._flushes.add(task)
-            task.add_done_callback(self._flushes.discard)
-        return await mine.answered
+        question = server.questions.get(mine.asked.rollout)
+        if question is None or not question.serves(mine, self._clock()):
+            server.waiting.append(mine)
+            if len(server.waiting) == 1:
+                task = asyncio.create_task(self._flush(url, server))
+                self._flushes.add(task)
+                task.add_done_callback(self._flushes.discard)
+            question = await mine.question
+        return await asyncio.shield(question.answered)
 
     async def _flush(self, url: str, server: _Server) -> None:
         await asyncio.sleep(COMPANY_SECONDS)
         waiting, server.waiting = server.waiting, []
-        await asyncio.gather(
-            *(self._answer(url, server, window, group) for window, group in _groups(waiting))
-        )
+        await asyncio.gather(*(self._put(url, server, window, group) for window, group in _groups(waiting)))
 
-    async def _answer(self, url: str, server: _Server, window_seconds: int, group: list[_Waiting]) -> None:
-        members = {one.asked.rollout: one.asked for one in group}
-        for rollout, asked in self._company(server, window_seconds, {one.due_at for one in group}):
-            if len(members) >= TOGETHER:
-                break
-            members.setdefault(rollout, asked)
-        came = {one.asked.rollout for one in group}
-        result: Result
+    async def _put(self, url: str, server: _Server, window_seconds: int, group: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        question = _Question(
+            self._members(server, window_seconds, group), window_seconds, loop.create_future()
+        )
+        server.questions.update(dict.fromkeys(question.members, question))
+        for one in group:
+            if not one.question.done():
+                one.question.set_result(question)
         try:
             async with server.going:
-                result = await self._metrics(url, list(members.values()), window_seconds)
+                question.sent_at = self._clock()
+                result = await self._metrics(url, list(question.members.values()), window_seconds)
         except Exception as error:  # whoever waits must hear of it
-            for one in group:
-                if not one.answered.done():
-                    one.answered.set_exception(error)
+            question.answered.set_exception(error)
             raise
-        self._keep(server, members, window_seconds, result, came)
-        for one in group:
-            if not one.answered.done():
-                one.answered.set_result(result)
+        question.answered.set_result(result)
+        self._let_go(server)
+        loop.call_later(SHARED_SECONDS + 0.1, self._let_go, server)
 
-    def _company(
-        self, server: _Server, window_seconds: int, turns: Container[float]
-    ) -> Iterator[tuple[str, Asked]]:
-        """Who has yet to come for one of these turns; those that stopped asking are forgotten."""
+    def _members(self, server: _Server, window_seconds: int, group: list[_Waiting]) -> dict[str, Asked]:
+        """Those, and who has yet to come for the same turn. Who stopped asking is forgotten."""
         now = self._clock()
+        turns = {one.due_at for one in group}
+        members = {one.asked.rollout: one.asked for one in group}
         for rollout, regular in list(server.regulars.items()):
             if now - regular.due_at > 600.0:
                 del server.regulars[rollout]
-            elif regular.due_at in turns and (
-                regular.window_seconds == window_seconds
-                or regular.window_seconds < window_seconds <= SHORT_SECONDS
+                continue
+            asked = server.questions.get(rollout)
+            if (
+                len(members) < TOGETHER
+                and regular.comes(turns, now)
+                and (
+                    regular.window_seconds == window_seconds
+                    or regular.window_seconds < window_seconds <= SHORT_SECONDS
+                )
+                and (asked is None or not asked.is_young(max(now, regular.due_at)))
             ):
-                yield rollout, regular.asked
-
-    def _keep(
-        self,
-        server: _Server,
-        members: Mapping[str, Asked],
-        window_seconds: int,
-        result: Result,
-        came: Container[str],
-    ) -> None:
-        """For a moment only: the samples of all rollouts together are not held in memory."""
-        self._let_go(server)
-        now = self._clock()
-        for rollout, asked in members.items():
-            server.kept[rollout] = _Kept(asked, window_seconds, now, result, rollout in came)
-        later = asyncio.get_running_loop().call_later
-        later(SHARED_SECONDS + 0.1, self._let_go, server)
-        later(LATE_SECONDS + 0.1, self._let_go, server)
+                members.setdefault(rollout, regular.asked)
+        return members
 
     def _let_go(self, server: _Server) -> None:
+        """The samples of all rollouts together are not held in memory."""
         now = self._clock()
-        server.kept = {rollout: kept for rollout, kept in server.kept.items() if kept.lasts(now)}
+        server.questions = {
+            rollout: question
+            for rollout, question in server.questions.items()
+            if question.is_young(now) or not question.answered.done()
+        }
 
     async def _metrics(
         self, url: str, members: list[Asked], window_seconds: int, at: float | None = None
