@@ -13,6 +13,8 @@ from cluster.steps import step
 
 KUBERNETES = "v1.35.4"
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
+PROMETHEUS_3 = "github.com/prometheus/prometheus/cmd/prometheus@v0.316.0"
+"""Prometheus 3.16: its Go module has no version 3."""
 # Without this Kubernetes calls itself v0.0.0, and clients that ask for its version go astray.
 VERSION = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES}"
 # Programs that become images with nothing else in them, so not even a C library.
@@ -64,13 +66,23 @@ def module(name: str) -> Path:
 
 def helm() -> Path:
     """Helm, built from its module at a fixed version."""
-    program = BIN / f"helm-{HELM.rpartition('@')[2]}" / "helm"
+    return _installed("helm", HELM)
+
+
+def prometheus_3() -> Path:
+    """Prometheus 3, without its pages and its ways to find targets; Debian's is a 2."""
+    return _installed("prometheus", PROMETHEUS_3, "-tags=remove_all_sd")
+
+
+def _installed(name: str, package: str, *flags: str) -> Path:
+    program = BIN / f"{name}-{package.rpartition('@')[2]}" / name
     if not program.exists():
-        with step("building helm from Go modules"):
+        with step(f"building {name} from Go modules"):
             partial = program.parent / f".{os.getpid()}"
             partial.mkdir(parents=True, exist_ok=True)
-            _go(["go", "install", "-buildvcs=false", HELM], LOGS / "build-helm.log", {"GOBIN": str(partial)})
-            (partial / "helm").rename(program)
+            argv: list[str | Path] = ["go", "install", "-buildvcs=false", *flags, package]
+            _go(argv, LOGS / f"build-{name}.log", {"GOBIN": str(partial)})
+            (partial / name).rename(program)
             partial.rmdir()
     return program
 

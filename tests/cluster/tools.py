@@ -30,8 +30,20 @@ def helm() -> Path:
 
 
 def promtool() -> Path:
-    """Debian's promtool; prometheus lies beside it."""
+    return _of_debian("promtool")
+
+
+def prometheus_2() -> Path:
+    """Debian's, which the other tiers and the node use, too."""
+    return _of_debian("prometheus")
+
+
+def prometheus_3() -> Path:
+    return builds.prometheus_3()
+
+
+def _of_debian(program: str) -> Path:
     packages.install(packages.PROMETHEUS)
-    found = packages.find("promtool")
+    found = packages.find(program)
     assert found
     return Path(found)
