@@ -59,7 +59,7 @@ async def test_routes_without_the_flag_copy_nothing(rig: Rig) -> None:
 
 
 async def test_copies_for_labels_are_given_up_under_pressure_and_counted(rig: Rig) -> None:
-    rig.settings |= {"shadow_queue": 2, "shadow_concurrency": 1, "shadow_seconds": 0.5}
+    rig.settings |= {"shadow_queue": 2, "shadow_concurrency": 1, "shadow_seconds": 20.0}
     async with rig.all(rig.route(labels=LabelSampling(probability={"all": 1.0}, mirrored=True))):
         rig.candidate.behaviour.hang_share = 1.0
         for number in range(6):

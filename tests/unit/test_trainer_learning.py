@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cutover.contract import ExitCode
 from cutover.probe import Probe
 from cutover.stages import StageResult
+from cutover_trainer.joblog import ProgressReporter
 from fakes.training_example import BASE_MODEL, pictures, rows, run_stage, stage_document, write_rows
 
 FAST = {"fineTune": {"learningRate": 2e-3, "epochs": 2, "lora": {"targets": "language_model_and_vision"}}}
@@ -66,12 +67,25 @@ class Trainer:
     """A stage in a process of its own, forked so that nothing is imported again."""
 
     def __init__(self, stage: str, config: dict[str, Any], workspace: Path, save_seconds: float) -> None:
+        self._step = multiprocessing.Value("i", 0)
+        told = ProgressReporter.report
+
+        def report(reporter: ProgressReporter, step: int, *more: Any) -> None:
+            self._step.value = step
+            told(reporter, step, *more)
+
         def work() -> None:
             os.environ["CUTOVER_CHECKPOINT_SECONDS"] = str(save_seconds)
+            ProgressReporter.report = report  # type: ignore[method-assign]
             os._exit(run_stage(stage, config, workspace)[0])
 
         self._process = multiprocessing.get_context("fork").Process(target=work)
         self._process.start()
+
+    @property
+    def step(self) -> int:
+        """The last one that is done."""
+        return int(self._step.value)
 
     def wait_until(self, seen: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_SECONDS
@@ -142,8 +156,7 @@ def test_a_termination_signal_commits_a_checkpoint(
     trainer = Trainer("train", document(workspace), workspace, save_seconds=3600)
     training = workspace / "run/checkpoints"
     log = workspace / "termination.json"
-    deadline = time.monotonic() + 1.0
-    trainer.wait_until(lambda: time.monotonic() > deadline)
+    trainer.wait_until(lambda: trainer.step >= 3)
     assert trainer.end(signal.SIGTERM) == ExitCode.INTERRUPTED
     result = StageResult.model_validate_json(log.read_text())
     assert (result.outcome, result.reason) == ("interrupted", "Interrupted")
