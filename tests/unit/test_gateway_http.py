@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -255,6 +257,50 @@ async def test_only_a_server_with_a_known_certificate_gets_a_request(tmp_path: P
         with closing(HttpPool(1)) as pool:
             pool._ssl = ssl.create_default_context(cafile=authority.ca.certificate)
             assert await whole(pool, url) == (200, b"done")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_reply_that_ends_with_its_connection_while_it_is_gathered_is_whole(
+    tmp_path: Path, encrypted: bool
+) -> None:
+    """By hand: the stream servers of asyncio end TLS with more politeness than others."""
+    authority = Authority(tmp_path)
+    pair = authority.sign("arm", "arm", addresses=["IP:127.0.0.1"])
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(pair.certificate, pair.key)
+    gathering = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        made, _ = listener.accept()
+        with serving.wrap_socket(made, server_side=True) if encrypted else made as peer:
+            peer.recv(4096)
+            peer.sendall(
+                b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+            )
+            gathering.wait(10)
+            peer.sendall(b"1\r\nb\r\n0\r\n\r\n")
+            peer.shutdown(socket.SHUT_RDWR)
+
+    async def pieces(port: int) -> list[bytes]:
+        found: list[bytes] = []
+        with closing(HttpPool(1)) as pool:
+            pool._ssl = ssl.create_default_context(cafile=authority.ca.certificate)
+            reply = await ask(pool, f"{'https' if encrypted else 'http'}://127.0.0.1:{port}/")
+            while piece := await reply.piece():
+                found.append(piece)
+                asyncio.get_running_loop().call_later(0.01, gathering.set)
+                await reply.gather(0.2)
+            reply.close()
+        return found
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        try:
+            assert uvloop.run(pieces(listener.getsockname()[1])) == [b"a", b"b"]
+        finally:
+            gathering.set()
+            server.join()
 
 
 @pytest.mark.parametrize(

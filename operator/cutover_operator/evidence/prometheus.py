@@ -33,7 +33,7 @@ WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
 SHORT_SECONDS = 120
 """Windows up to this one go into one query, for the longest of them: who is a little late asks with the others."""
-SLACK_SECONDS = 60.0
+SLACK_SECONDS = 55.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 SHARED_SECONDS = 0.9
@@ -215,9 +215,11 @@ class Prometheus:
         except Exception as error:  # whoever waits must hear of it
             question.answered.set_exception(error)
             raise
-        question.answered.set_result(result)
-        self._let_go(server)
-        loop.call_later(SHARED_SECONDS + 0.1, self._let_go, server)
+        else:
+            question.answered.set_result(result)
+        finally:
+            self._let_go(server)
+            loop.call_later(SHARED_SECONDS + 0.1, self._let_go, server)
 
     def _members(self, server: _Server, window_seconds: int, group: list[_Waiting]) -> dict[str, Asked]:
         """Those, and who has yet to come for the same turn. Who stopped asking is forgotten."""
@@ -249,6 +251,11 @@ class Prometheus:
             for rollout, question in server.questions.items()
             if question.is_young(now) or not question.answered.done()
         }
+        server.own = {
+            selector: known
+            for selector, known in server.own.items()
+            if now - known[0] <= SHARED_SECONDS or not known[2].done()
+        }
 
     async def _metrics(
         self, url: str, members: list[Asked], window_seconds: int, at: float | None = None
@@ -273,10 +280,11 @@ class Prometheus:
         self, url: str, server: _Server, selector: str, window_seconds: int
     ) -> Answer | Unavailable:
         now = self._clock()
-        server.own = {k: v for k, v in server.own.items() if now - v[0] <= SHARED_SECONDS}
         known = server.own.get(selector)
-        if known is None or known[1] < window_seconds:
-            task = asyncio.create_task(self._ask(url, f"{selector}[{window_seconds}s]"))
+        if known is None or known[1] < window_seconds or now - known[0] > SHARED_SECONDS:
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self._ask(url, f"{selector}[{window_seconds}s]"))
+            task.add_done_callback(lambda _: loop.call_later(SHARED_SECONDS + 0.1, self._let_go, server))
             known = server.own[selector] = (now, window_seconds, task)
         return await asyncio.shield(known[2])
 

@@ -73,7 +73,7 @@ class ArmStream:
     async def choices(self) -> list[dict[str, Any]]:
         """What has come since the last call, at least one choice; none at the stream's end, good or bad."""
         assert self._reply is not None
-        if self._fast and not self._ready:
+        if self._fast and not self._ready and self._failure is None and not self.generation.ended:
             await self._reply.gather(_GATHER_SECONDS)
         while not self._ready and self._failure is None and not self.generation.ended:
             try:

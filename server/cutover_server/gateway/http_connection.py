@@ -232,6 +232,7 @@ class Connection(asyncio.Protocol):
         self._surplus = False
         """A reply to nothing has come behind the reply."""
         self._paused = False
+        self._encrypted = False
 
     def ask(
         self, data: Sequence[bytes | memoryview], kept: bool, limit_at: float, silence_seconds: float
@@ -275,8 +276,9 @@ class Connection(asyncio.Protocol):
         return not self.lost and self._transport is not None and not self._transport.is_closing()
 
     def pause(self) -> None:
-        """Until `go_on`, which every wait calls."""
-        if not self._paused and self._transport is not None and not self.lost:
+        """Until `go_on`, which every wait calls. Not above TLS: when the other side closes meanwhile, uvloop drops what it
+        has received and not handed on (SSLProtocol.eof_received). The reply's size is bounded all the same."""
+        if not self._paused and not self._encrypted and self._transport is not None and not self.lost:
             self._paused = True
             self._transport.pause_reading()
 
@@ -289,6 +291,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._encrypted = transport.get_extra_info("ssl_object") is not None
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
