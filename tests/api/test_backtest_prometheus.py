@@ -18,7 +18,7 @@ from cluster import tools
 from cluster.daemons import Daemon
 from cluster.steps import wait_until
 from cutover_cli.main import main
-from fakes.gateway_rig import free_port
+from fakes.free_ports import free_port
 from fakes.recorded_town import kept, manifest, open_metrics, recorded
 from fakes.rollout_town import START, Behaviour, Town
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from cluster.controlplane import ControlPlane
 from cutover_operator import access
 from cutover_operator.kube import KubeClient
 from cutover_operator.port import CONFIG_MAPS, JOBS, LEASES, TRAINING_RUNS, KubeError
+from fakes.free_ports import free_port
 from fakes.training_town import NAMESPACE, RUN, SPEC, TASK, result
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(300)]
@@ -37,9 +37,7 @@ Object = dict[str, Any]
 class Replica:
     def __init__(self, name: str, kubeconfig: Path, logs: Path, namespaces: str = "") -> None:
         self.name = name
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.log = logs / f"{name}.log"
         self.environment = {
             **os.environ,

@@ -28,7 +28,7 @@ from pathlib import Path
 import uvloop
 
 from bench import gateway_town as town
-from fakes.gateway_rig import free_port
+from fakes.free_ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "build/bench/gateway.json"

@@ -27,7 +27,8 @@ import uvloop
 import yaml
 
 from cutover.route import Arm, GatewayConfig, Provider, Route
-from fakes.gateway_rig import TASK, free_port
+from fakes.free_ports import free_port
+from fakes.gateway_rig import TASK
 
 TESTS = Path(__file__).resolve().parents[1]
 SLOW = "slow-300ms"

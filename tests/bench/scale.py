@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from cluster.daemons import Daemon
 from cutover_operator import access
 from cutover_operator.kube import KubeClient
 from cutover_operator.port import MODEL_ROLLOUTS, KubeError
+from fakes.free_ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "build/bench/scale.json"
@@ -128,12 +128,6 @@ class Operator:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(rf"{name}:\s+(\d+) kB", text)
         return int(found.group(1)) / 1024 if found else 0.0
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def start_prometheus(folder: Path, exporter_port: int, port: int) -> Daemon:

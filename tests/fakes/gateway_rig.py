@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from cutover.task import Task
 from cutover_server.gateway.process import serve
 from cutover_server.gateway.settings import Settings
 from fakes.assessments_server import FakeAssessments
+from fakes.free_ports import free_port
 from fakes.openai_server import FakeOpenAI, Model
 
 TASK = Task.model_validate(
@@ -46,12 +46,6 @@ TASK = Task.model_validate(
 CONTROL_PRICE = Price(usd_per_million_input_tokens=10.0, usd_per_million_output_tokens=30.0)
 CANDIDATE_PRICE = Price(kind="busySeconds", usd_per_busy_second=0.001)
 INTERNAL_TOKEN = "internal"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

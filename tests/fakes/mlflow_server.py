@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fakes.free_ports import free_port
+
 START_SECONDS = 240.0
 # Background jobs start several more processes, and nothing here asks for one.
 SETTINGS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -22,9 +23,7 @@ SETTINGS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """Yields its URL; data and log lie in the folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable,

@@ -8,7 +8,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import packages
+from fakes.free_ports import free_port
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def new_server() -> Server:
         user=owner,
         cwd="/",
     )
-    port = _free_port()
+    port = free_port()
     with (data / "postgresql.conf").open("a") as configuration:
         configuration.write(
             f"port={port}\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{home}'\nfsync=off\n"
@@ -137,13 +137,6 @@ def _installed() -> Path | None:
             return folder
     found = shutil.which("postgres")
     return Path(found).resolve().parent if found else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def wait_until_answering(server: Server, seconds: float = 30) -> None:

@@ -26,8 +26,9 @@ import yaml
 
 from cutover.route import Arm, FallbackRules, GatewayConfig, LabelSampling, Price, Provider, Route
 from fakes import postgres_server
+from fakes.free_ports import free_port
 from fakes.gateway_load import Load
-from fakes.gateway_rig import TASK, free_port, running, sample_sum
+from fakes.gateway_rig import TASK, running, sample_sum
 from fakes.openai_server import FakeOpenAI, Model
 from soak.gateway_account import Row, Story, endpoint
 from soak.gateway_balancer import Balancer

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fakes import vllm_pod
-from fakes.gateway_rig import free_port
+from fakes.free_ports import free_port
 from fakes.vllm_recording import FOLDER, SETUP, Exchange, settled, write, write_document
 from soak import vllm_questions as questions
 from soak.vllm_questions import Request

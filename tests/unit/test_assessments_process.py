@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 from cutover_server.assessments.main import EXIT_BAD_SETTINGS, main
 from cutover_server.assessments.settings import SettingsError, read_settings
 from fakes.assessments_service import ADMIN, INTERNAL, SURVEYOR, TASK
+from fakes.free_ports import free_port
 
 
 @pytest.fixture
@@ -97,13 +97,6 @@ def run(environ: dict[str, str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def status_of(url: str, token: str = "") -> int:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,9 @@ from cutover.contract import ExitCode
 from cutover_server.inference.process import run
 from cutover_server.inference.settings import FetchSettings, ServeSettings, read_settings
 from fakes import sample_models
+from fakes.free_ports import free_port
 
 DEADLINE_SECONDS = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

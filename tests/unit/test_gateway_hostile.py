@@ -24,7 +24,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route as Path_
 
 from cutover_server.gateway.callers import Callers, read_keys
-from fakes.gateway_rig import Rig, chat_body, data_url, free_port, picture, running
+from fakes.free_ports import free_port
+from fakes.gateway_rig import Rig, chat_body, data_url, picture, running
 
 KEY, ADMIN_KEY = "ck-the-callers-own-key", "ck-the-admins-own-key"
 SIGNATURE = "c2lnbmF0dXJl-of-a-private-link"

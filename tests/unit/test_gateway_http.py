@@ -26,7 +26,8 @@ from cutover_server.gateway.http_connection import (
 from cutover_server.gateway.http_pool import HttpPool, NotConnected, endpoint
 from cutover_server.gateway.http_server import Limits, Server
 from cutover_server.gateway.http_visit import Answer, Head, Send
-from fakes.gateway_rig import free_port, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import until
 
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone"

@@ -18,7 +18,8 @@ import pytest
 
 from cutover_server.gateway.listening import Listening
 from cutover_server.listener import BYE, GONE, HELD, HERE, HOLD, NONE, TAKE, listen_on
-from fakes.gateway_rig import Rig, free_port, running, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import Rig, running, until
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n"
 START_SECONDS = 60.0

@@ -17,7 +17,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as Path_
 
 from cutover.route import FallbackRules, assigned_to_candidate
-from fakes.gateway_rig import Rig, chat_body, data_url, free_port, picture, running, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import Rig, chat_body, data_url, picture, running, until
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from cutover import contract
 from cutover.route import BASIS_POINTS
 from cutover_server.gateway.route_board import RouteBoard, RouteRefused, read_route
 from cutover_server.gateway.route_watch import ConfigMapWatch
-from fakes.gateway_rig import Rig, free_port, running, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import Rig, running, until
 
 
 @pytest.fixture

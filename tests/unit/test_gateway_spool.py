@@ -24,7 +24,8 @@ from cutover_server.gateway.sender import Sender
 from cutover_server.gateway.spool import Spool, SpoolFull, claim_own_folder
 from cutover_server.gateway.spool_folder import SpoolFolder
 from fakes.assessments_server import FakeAssessments
-from fakes.gateway_rig import INTERNAL_TOKEN, Rig, free_port, running, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import INTERNAL_TOKEN, Rig, running, until
 
 PAYLOAD = st.binary(max_size=200).filter(lambda data: b"\n" not in data)
 

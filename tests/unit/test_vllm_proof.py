@@ -27,7 +27,8 @@ from cutover_server.inference.refusal import Unservable
 from cutover_server.inference.remote_probe import probe_logprobs, probe_request
 from cutover_server.inference.settings import ProveSettings, read_settings
 from fakes import vllm_pod, vllm_recording
-from fakes.gateway_rig import free_port, running, until
+from fakes.free_ports import free_port
+from fakes.gateway_rig import running, until
 
 
 def adapter(kind: str = "damage") -> Path:
