@@ -128,9 +128,14 @@ async def test_whoever_connects_while_a_killed_gateway_is_away_is_answered_by_th
         await pod.serves()
         kill(pod.gateway)
         waiting = [pod.connect() for _ in range(20)]
+        # Whoever reads this route waits for it, and a gateway that has heard of no route does not serve yet.
+        route = pod.rig.folder / "route.json"
+        route.unlink()
+        os.mkfifo(route)
         pod.start_gateway()
         await pod.told("a gateway has the socket", 2)
         kill(pod.gateway)
+        pod.rig.write_route(pod.rig.route())
         waiting += [pod.connect() for _ in range(20)]
         asking = asyncio.create_task(pod.rig.ask(1, "house-1"))
         await asyncio.sleep(0)
