@@ -20,8 +20,7 @@ from cutover.api.base import API_VERSION
 from cutover.api.modelrollout import Gate, ModelRollout
 from cutover.api.trainingrun import TrainingRun
 
-pytestmark = [pytest.mark.api, pytest.mark.timeout(1200)]
-"""On a new machine the API server is built from its Go modules first."""
+pytestmark = pytest.mark.api
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples/building-damage"
 CRDS = "apis/apiextensions.k8s.io/v1/customresourcedefinitions"

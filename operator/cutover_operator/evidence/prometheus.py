@@ -33,7 +33,7 @@ WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
 """Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
 SHORT_SECONDS = 120
 """Windows up to this one go into one query, for the longest of them: who is a little late asks with the others."""
-SLACK_SECONDS = 55.0
+SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 SHARED_SECONDS = 0.9

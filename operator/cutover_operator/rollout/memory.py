@@ -1,6 +1,6 @@
 """What was last seen of each rollout, so that a look at which nothing happens costs no read of the cluster.
 
-A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for twenty minutes
+A remembered world is good until a watch reports a change of the rollout or of what belongs to it, and for ten minutes
 at most. Only its evidence is read anew. It can decide nothing but "nothing to do" and the routine checkpoint, which is
 compare-and-swap: before anything else is written everything is looked at again. Kept as packed text: as objects
 hundreds of worlds would take ten times the room.
@@ -8,7 +8,6 @@ hundreds of worlds would take ten times the room.
 
 from __future__ import annotations
 
-import random
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,10 +28,11 @@ from cutover_operator.port import Object
 from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.routing import read_route
 from cutover_operator.rollout.world import Evidence, Unreadable, World
+from cutover_operator.turns import Turn
 
-LOOK_SECONDS = 1200.0
-"""What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest. Half of it
-is everybody's; the rest is drawn, so that what began together is not looked at together ever after."""
+LOOK_SECONDS = 600.0
+"""What no watch reports (gateway pods, the gateway's own configuration) is seen after this time at the latest. Everybody
+has a turn within it, so that what began together is not looked at together ever after."""
 OBJECTS = (
     "parent",
     "route_map",
@@ -155,7 +155,10 @@ class Memory:
                 world = _with(world, obj)
         except LedgerError:
             return
-        until = known.good_until if known is not None and not looked else self._clock() + _good_for_seconds()
+        if known is not None and not looked:
+            until = known.good_until
+        else:
+            until = Turn(str(key), LOOK_SECONDS).after(self._clock())
         if _lasts(world):
             self._worlds[key] = _Remembered.of(world, until)
 
@@ -176,10 +179,6 @@ class Memory:
             # Gateway pods came or went, or one of them serves an old route.
             return None
         return replace(world, evidence=evidence)
-
-
-def _good_for_seconds() -> float:
-    return random.uniform(LOOK_SECONDS / 2, LOOK_SECONDS)  # noqa: S311
 
 
 def _with(world: World, obj: Object) -> World:
