@@ -181,22 +181,37 @@ async def test_who_is_a_little_late_asks_with_the_others_for_the_longer_window(
     assert counted(answers[1], "late") == [(-14.0, 0.0), (1.0, 2.0)]
 
 
+class Clock:
+    """Seconds of a monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def reader_of(server: FakePrometheus, session: aiohttp.ClientSession, names: str) -> tuple[Prometheus, Clock]:
+    """A reader with a clock to move, of a server that knows a rollout of each letter."""
+    server.series = [pair for name in names for pair in series_of(1.0, rollout=name)]
+    clock = Clock()
+    return Prometheus(session, clock=clock), clock
+
+
 async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    now = 100.0
-    server.series = [pair for name in "abcd" for pair in series_of(1.0, rollout=name)]
-    reader = Prometheus(session, clock=lambda: now)
+    reader, clock = reader_of(server, session, "abcd")
     for name, turn in (("a", TURN), ("b", TURN), ("c", Turn("", 15.0)), ("d", TURN)):
         await reader.read(server.url, want(name), 120, turn)
     first = len(server.queries)
-    now = TURN.after(now)
+    clock.now = TURN.after(clock.now)
     assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
     assert 'rollout=~"|a|b|d"' in server.queries[-1], "b and d are due as well, c is not"
-    now += prometheus.SHARED_SECONDS - 0.1
+    clock.now += prometheus.SHARED_SECONDS - 0.1
     assert counted(await reader.read(server.url, want("b"), 120, TURN), "b")
     assert len(server.queries) == first + 1
-    now += 0.2
+    clock.now += 0.2
     await reader.read(server.url, want("d"), 120, TURN)
     assert len(server.queries) == first + 2, "an answer is never used when it is older than that"
     assert 'rollout=~"|d"' in server.queries[-1], "who had an answer for this turn is not asked for again"
@@ -207,12 +222,10 @@ async def test_those_whose_turn_it_is_are_asked_for_before_they_come(
 async def test_who_comes_while_its_answer_is_under_way_waits_for_it(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    now = 100.0
-    server.series = [pair for name in "ab" for pair in series_of(1.0, rollout=name)]
-    reader = Prometheus(session, clock=lambda: now)
+    reader, clock = reader_of(server, session, "ab")
     for name in "ab":
         await reader.read(server.url, want(name), 120, TURN)
-    now, asked, may_answer = TURN.after(now), asyncio.Event(), asyncio.Event()
+    clock.now, asked, may_answer = TURN.after(clock.now), asyncio.Event(), asyncio.Event()
 
     async def slowly(request: web.Request) -> web.StreamResponse:
         asked.set()
@@ -225,7 +238,7 @@ async def test_who_comes_while_its_answer_is_under_way_waits_for_it(
     await asked.wait()
     other = asyncio.create_task(reader.read(server.url, want("b"), 120, TURN))
     asked.clear()
-    now += prometheus.SHARED_SECONDS + 0.1
+    clock.now += prometheus.SHARED_SECONDS + 0.1
     late = asyncio.create_task(reader.read(server.url, want("a"), 120, TURN))
     await asked.wait()
     may_answer.set()
@@ -237,9 +250,7 @@ async def test_who_comes_while_its_answer_is_under_way_waits_for_it(
 async def test_a_failure_of_an_old_question_does_not_take_the_place_of_a_newer_answer(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    now = 100.0
-    server.series = series_of(1.0, rollout="a")
-    reader = Prometheus(session, clock=lambda: now)
+    reader, clock = reader_of(server, session, "a")
     asked, may_answer = asyncio.Event(), asyncio.Event()
 
     async def fail(request: web.Request) -> web.StreamResponse:
@@ -250,7 +261,7 @@ async def test_a_failure_of_an_old_question_does_not_take_the_place_of_a_newer_a
     server.answer = fail
     old = asyncio.create_task(reader.read(server.url, want("a"), 120, TURN))
     await asked.wait()
-    now += 2.0
+    clock.now += 2.0
     server.answer = server.samples
     assert counted(await reader.read(server.url, want("a"), 120, TURN), "a")
     may_answer.set()
@@ -263,16 +274,14 @@ async def test_a_failure_of_an_old_question_does_not_take_the_place_of_a_newer_a
 async def test_short_intervals_have_company_too(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    now = 100.0
-    server.series = [pair for name in "ab" for pair in series_of(1.0, rollout=name)]
-    reader = Prometheus(session, clock=lambda: now)
+    reader, clock = reader_of(server, session, "ab")
     for name in "ab":
         await reader.read(server.url, want(name), 120, Turn(name, 1.0))
-        now += 0.4
+        clock.now += 0.4
     count = len(server.queries)
-    now = 101.0
+    clock.now = 101.0
     await reader.read(server.url, want("a"), 120, Turn("a", 1.0))
-    now = 101.4
+    clock.now = 101.4
     await reader.read(server.url, want("b"), 120, Turn("b", 1.0))
     assert len(server.queries) == count + 1
 
@@ -280,12 +289,10 @@ async def test_short_intervals_have_company_too(
 async def test_who_asks_every_second_is_never_given_its_last_answer_again(
     server: FakePrometheus, session: aiohttp.ClientSession
 ) -> None:
-    now = 100.0
-    server.series = series_of(1.0, rollout="a")
-    reader = Prometheus(session, clock=lambda: now)
+    reader, clock = reader_of(server, session, "a")
     for _ in range(4):
         await reader.read(server.url, want("a"), 120, Turn("a", 1.0))
-        now += 1.0
+        clock.now += 1.0
     assert len(server.queries) == 4
 
 
