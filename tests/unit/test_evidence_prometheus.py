@@ -20,7 +20,7 @@ from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.prometheus import Prometheus, Result, query_for, window_for
 from cutover_operator.evidence.reading import Read, Wish, asked, digest, read_evidence
 from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
-from cutover_operator.turns import Turn
+from cutover_operator.turns import SLOT_SECONDS, Turn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LEDGER = Ledger(uid="u", version="v1", started_at=0.0)
@@ -352,9 +352,16 @@ async def test_names_that_look_like_patterns_match_themselves_only(
 
 def test_the_window_always_covers_the_time_since_the_checkpoint() -> None:
     assert window_for(15) == 75
-    assert window_for(16) == 120
-    assert window_for(300) == 600
+    assert window_for(16) == 95
+    assert window_for(300) == 610
     assert window_for(1e9) == 21600
+    for age in range(0, 21600 - 60):
+        assert window_for(age) >= age + 60, "a sample may come a minute late"
+
+
+@pytest.mark.parametrize("interval_seconds", [10, 20, 30, 60, 120, 240, 300, 600, 1800, 3600])
+def test_a_pass_a_little_late_asks_for_the_window_it_always_asks_for(interval_seconds: int) -> None:
+    assert window_for(interval_seconds + 2 * SLOT_SECONDS) == window_for(interval_seconds)
 
 
 # ---------------------------------------------------------------- what is made of the answers
@@ -463,7 +470,7 @@ async def test_counters_of_a_users_own_are_counted_through_resets(
     assert found.custom == {}
     assert found.current.total("custom/appeals/bad") == 1 + 2 + 1
     assert found.current.total("custom/appeals/total") == 50 + 40 + 20
-    assert CUSTOM[1] + "[120s]" in server.queries
+    assert CUSTOM[1] + "[130s]" in server.queries
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,10 @@ from cutover_operator.evidence.labels import Labels, Names
 from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
 from cutover_operator.turns import ROUNDED_FROM_SECONDS, Turn
 
-WINDOWS_SECONDS = (75, 120, 300, 600, 900, 1800, 3600, 7200, 21600)
-"""Windows asked for; few of them, so that rollouts share queries. Beyond the last, resets in the gap stay unseen."""
-SHORT_SECONDS = 120
+WINDOWS_SECONDS = (75, 95, 130, 310, 610, 910, 1810, 3610, 7210, 21600)
+"""Windows asked for; few of them, so that rollouts share queries, and wider by some seconds than usual intervals and the
+slack, so that a pass a little late asks for no other. Beyond the last, resets in the gap stay unseen."""
+SHORT_SECONDS = 130
 """Windows up to this one go into one query, for the longest of them: who is a little late asks with the others."""
 SLACK_SECONDS = 60.0
 """How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
