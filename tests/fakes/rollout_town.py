@@ -225,11 +225,13 @@ class Town:
         return tuple(reports)
 
     async def read(
-        self, url: str, asked: Asked, window_seconds: int, turn: Turn
+        self, url: str, asked: Asked, window_seconds: int, turn: Turn, own_window_seconds: int
     ) -> dict[str, Answer | Unavailable]:
-        wanted = {metric: metric for metric in asked.metrics}
-        wanted |= {custom_key(selector): re.split(r"[{\[]", selector)[0] for selector in asked.custom}
-        return {key: self._recent(metric, window_seconds) for key, metric in wanted.items()}
+        found = {metric: self._recent(metric, window_seconds) for metric in asked.metrics}
+        for selector in asked.custom:
+            metric = re.split(r"[{\[]", selector)[0]
+            found[custom_key(selector)] = self._recent(metric, own_window_seconds)
+        return found
 
     def _recent(self, metric: str, window_seconds: int) -> Answer | Unavailable:
         if self.prometheus_down:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
 from cutover_operator.evidence.folding import Wanted, fold
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.evidence.prometheus import window_for
+from cutover_operator.evidence.query import window_for
 from cutover_operator.evidence.reading import Wish, digest
 from cutover_operator.evidence.samples import Answer, Sample, Series
 

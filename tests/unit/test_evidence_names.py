@@ -82,7 +82,7 @@ def test_two_jobs_that_scrape_one_target_name_one_counter() -> None:
     names = Names()
     row = {"__name__": REQUESTS, **OWN, "instance": "a:1", "pod": "g-0"}
     one, other = (Series(names.of({**row, "job": job}), [(1.0, 5.0)]) for job in ("one", "two"))
-    assert [list(s.samples) for s in merged([one, other])] == [[(1.0, 5.0), (1.0, 5.0)]]
+    assert [list(s.samples) for s in merged([one, other])] == [[(1.0, 5.0)]]
 
 
 def test_a_counter_of_somebody_else_keeps_all_its_labels() -> None:

@@ -14,10 +14,11 @@ import pytest
 from aiohttp import web
 
 from cutover.contract import BREAKER_OPEN, COST, DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
-from cutover_operator.evidence import prometheus
+from cutover_operator.evidence import prometheus, query
 from cutover_operator.evidence.folding import Wanted
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.evidence.prometheus import Prometheus, Result, query_for, window_for
+from cutover_operator.evidence.prometheus import Prometheus, Result
+from cutover_operator.evidence.query import query_for, window_for
 from cutover_operator.evidence.reading import Read, Wish, asked, digest, read_evidence
 from cutover_operator.evidence.samples import Answer, Asked, Series, Unavailable, custom_key
 from cutover_operator.turns import SLOT_SECONDS, Turn
@@ -299,7 +300,7 @@ async def test_who_asks_every_second_is_never_given_its_last_answer_again(
 async def test_more_rollouts_than_go_into_a_query_are_all_answered(
     server: FakePrometheus, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prometheus, "TOGETHER", 3)
+    monkeypatch.setattr(query, "TOGETHER", 3)
     for number in range(8):
         server.series += series_of(1.0, value=number + 1, rollout=f"r{number}")
     reader = Prometheus(session)
@@ -311,7 +312,7 @@ async def test_more_rollouts_than_go_into_a_query_are_all_answered(
 async def test_a_company_that_is_too_large_for_a_query_is_named_in_several(
     server: FakePrometheus, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prometheus, "TOGETHER", 3)
+    monkeypatch.setattr(query, "TOGETHER", 3)
     now = 100.0
     for number in range(8):
         server.series += series_of(1.0, value=number + 1, rollout=f"r{number}")
@@ -362,6 +363,43 @@ def test_the_window_always_covers_the_time_since_the_checkpoint() -> None:
 @pytest.mark.parametrize("interval_seconds", [10, 20, 30, 60, 120, 240, 300, 600, 1800, 3600])
 def test_a_pass_a_little_late_asks_for_the_window_it_always_asks_for(interval_seconds: int) -> None:
     assert window_for(interval_seconds + 2 * SLOT_SECONDS) == window_for(interval_seconds)
+
+
+async def test_the_longer_the_window_the_fewer_go_into_one_query(
+    server: FakePrometheus, session: aiohttp.ClientSession
+) -> None:
+    """An hour of everybody at once would be more than a process should hold."""
+    names = [f"r{number}" for number in range(20)]
+    server.series = [row for name in names for row in series_of(1.0, value=7, rollout=name)]
+    reader = Prometheus(session)
+    answers = await asyncio.gather(*(reader.read(server.url, want(name), 3610, TURN) for name in names))
+    assert [counted(answer, name)[-1] for answer, name in zip(answers, names, strict=True)] == [
+        (1.0, 7.0)
+    ] * 20
+    named = [
+        sum(bool(matchers(query)["rollout"].fullmatch(name)) for name in names) for query in server.queries
+    ]
+    assert sum(named) == 20
+    assert max(named) * 3610 <= 300 * 75
+
+
+async def test_an_answer_that_is_too_large_is_asked_for_in_parts(
+    server: FakePrometheus, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"r{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        server.series += series_of(1.0, value=number, rollout=name)
+    alone = len(json.dumps(series_of(1.0, value=1, rollout="r0")))
+    monkeypatch.setattr(prometheus, "ANSWER_LIMIT_BYTES", 4 * alone)
+    reader = Prometheus(session)
+    answers = await asyncio.gather(*(reader.read(server.url, want(name), 75, TURN) for name in names))
+    assert len(server.queries) > 1
+    assert [counted(answer, name)[-1][1] for answer, name in zip(answers, names, strict=True)] == list(
+        range(8)
+    )
+    monkeypatch.setattr(prometheus, "ANSWER_LIMIT_BYTES", alone // 4)
+    answers = [await Prometheus(session).read(server.url, want(names[0]), 75, TURN)]
+    assert all(isinstance(answer, Unavailable) for answer in answers[0].values()), "one alone cannot be less"
 
 
 # ---------------------------------------------------------------- what is made of the answers

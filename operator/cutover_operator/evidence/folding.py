@@ -45,6 +45,8 @@ HOURLY = {LABELS_MATURED: "labels"}
 BET_ON = frozenset({LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT})
 COHORT_SECONDS = 60.0
 COHORT_REQUESTS = 20.0
+AT_THE_START_SECONDS = 60.0
+"""A look that soon after the beginning sees what a counter held before it."""
 COST_CAP = 4.0
 """A cohort's mean cost counts up to this many times the limit."""
 
@@ -64,6 +66,11 @@ class Wanted:
     """Answer fields whose labels are kept by the hour as well: those that bets are made on."""
     sure_fields: tuple[str, ...] = ()
     """Answer fields whose labels are kept by confidence."""
+
+
+def own_counters(gate: str, bad: str, total: str) -> str:
+    """A short name for a gate's own counters; with another selector they are others."""
+    return series_id(gate, {"bad": bad, "total": total})
 
 
 def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledger:
@@ -100,12 +107,13 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
             SATISFACTION, folding.own(answers[SATISFACTION].of(rollout)), names, "satisfaction", (1, 3)
         )
     for gate, bad, total in wanted.custom:
+        read_before = own_counters(gate, bad, total) in ledger.own_read
         for part, selector in (("bad", bad), ("total", total)):
             if custom_key(selector) in answers:
-                for one in answers[custom_key(selector)].series:
-                    folding.count(
-                        f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", born_at=ledger.started_at
-                    )
+                answer = answers[custom_key(selector)]
+                began = read_before or answer.served_at - ledger.started_at <= AT_THE_START_SECONDS
+                for one in answer.series:
+                    folding.foreign(f"{gate}/{part}/{selector}", one, f"custom/{gate}/{part}", began)
     return folding.done()
 
 
@@ -159,15 +167,21 @@ class _Folding:
         # One text for all rollouts: each ledger and each of its marks has dozens of these names.
         self.totals[intern(key)] = self.totals.get(key, 0.0) + amount
 
-    def count(
-        self, metric: str, one: Series, key: str, cohort: int | None = None, born_at: float | None = None
-    ) -> None:
+    def foreign(self, metric: str, one: Series, key: str, began: bool) -> None:
+        """A counter of somebody else: what it held before the rollout began is no evidence about it. `began`: one not
+        known yet began after that, from zero; otherwise nobody knows how old it is when it is first seen."""
+        name = name_in_ledger(metric, one.labels)
+        if name not in self.series:
+            begun = newest_before(one.samples, self.ledger.started_at)
+            if begun is None and not began:
+                begun = min((s for s in one.samples if usable(s[1])), default=None)
+            if begun is not None:
+                self.series[name] = begun
+        self.count(metric, one, key)
+
+    def count(self, metric: str, one: Series, key: str, cohort: int | None = None) -> None:
         name = name_in_ledger(metric, one.labels)
         last = self.series.get(name)
-        if last is None and born_at is not None:
-            # A counter of somebody else: what it held before the rollout began is no evidence about it.
-            first = min((s for s in one.samples if usable(s[1])), default=None)
-            last = newest_before(one.samples, born_at) or (first if first and first[0] <= born_at else None)
         restarts = self.restarts_of(one)
         grown = growth(one.samples, last, restarts)
         self.add(key, grown.added)

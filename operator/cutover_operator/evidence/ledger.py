@@ -65,6 +65,7 @@ class Ledger:
     """Counts fresh starts asked for by `retry`."""
     revision: int = 0
     written_at: float = 0.0
+    """Until when everything has been counted: the moment it was written, or that of the last look that could read."""
     control: Mapping[str, Any] | None = None
     """The control arm this rollout is compared with, as it stands in the route."""
     series: Mapping[str, Sample] = field(default_factory=dict)
@@ -86,6 +87,8 @@ class Ledger:
     """Ended series that were folded away because there were too many; see `lost_tails`."""
     refused: int = 0
     """Samples that no counter can have (NaN, infinite, negative)."""
+    own_read: Mapping[str, float] = field(default_factory=dict)
+    """Until when a user's own counters have been read, by gate and selectors (`folding.own_counters`)."""
 
     # ------------------------------------------------------------ reading
     def total(self, key: str) -> float:
@@ -177,6 +180,7 @@ class Ledger:
             version=version,
             files=files,
             started_at=at,
+            written_at=at,
             epoch=self.epoch + 1,
             totals={},
             marks=(),

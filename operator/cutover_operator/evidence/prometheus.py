@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from sys import intern
@@ -24,18 +23,11 @@ from typing import Any
 import aiohttp
 import orjson
 
-from cutover.contract import DURATION, SHADOW_DURATION
 from cutover_operator.evidence.labels import Labels, Names
+from cutover_operator.evidence.query import HISTOGRAMS, SHORT_SECONDS, query_for, together
 from cutover_operator.evidence.samples import Answer, Asked, Sample, Series, Unavailable, custom_key
 from cutover_operator.turns import ROUNDED_FROM_SECONDS, Turn
 
-WINDOWS_SECONDS = (75, 95, 130, 310, 610, 910, 1810, 3610, 7210, 21600)
-"""Windows asked for; few of them, so that rollouts share queries, and wider by some seconds than usual intervals and the
-slack, so that a pass a little late asks for no other. Beyond the last, resets in the gap stay unseen."""
-SHORT_SECONDS = 130
-"""Windows up to this one go into one query, for the longest of them: who is a little late asks with the others."""
-SLACK_SECONDS = 60.0
-"""How much later than its time a sample may become visible: a scrape that takes long, a remote storage that lags."""
 ANSWER_LIMIT_BYTES = 64 * 1024 * 1024
 SHARED_SECONDS = 0.9
 """Time from a query's sending for which its answer serves those it was asked for. Who comes later looks anew: a breach is
@@ -44,54 +36,19 @@ EARLY_SECONDS = 0.1
 """How much earlier than its turn a rollout may come and still ask for its company, too."""
 COMPANY_SECONDS = 0.02
 """How long the first to ask waits for others."""
-TOGETHER = 300
-"""Rollouts in one query: bounds its text and its answer. One company of 2,000 rollouts at 10 s goes into one."""
 AT_ONCE = 4
 """Queries at the same time for one Prometheus."""
 NAMES_SECONDS = 900.0
 """A series that no answer named for one to two times as long is read anew when it comes back."""
-HISTOGRAMS = frozenset({DURATION, SHADOW_DURATION})
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge(Unavailable):
+    """More than is held in memory at once; fewer rollouts would be less."""
+
 
 Result = Mapping[str, Answer | Unavailable]
 """By metric of the contract, and by `custom_key` for a user's own counters."""
-
-
-def window_for(age_seconds: float) -> int:
-    """The smallest window that surely holds everything since `age_seconds` ago."""
-    for window in WINDOWS_SECONDS:
-        if age_seconds + SLACK_SECONDS <= window:
-            return window
-    return WINDOWS_SECONDS[-1]
-
-
-def query_for(group: Iterable[Asked], window_seconds: int) -> str:
-    """One selector for all metrics of all these rollouts.
-
-    A label that a metric does not carry matches the empty alternative: `le` is on histograms alone, `rollout` is not on
-    a gateway's own gauges, `gateway` is not on totals from the database.
-    """
-    asked = list(group)
-    names = {f"{m}_bucket" if m in HISTOGRAMS else m for one in asked for m in one.metrics}
-    matchers = [f'__name__=~"{_any_of(names)}"']
-    for label, values in (
-        ("rollout", {one.rollout for one in asked}),
-        ("gateway", {one.gateway for one in asked}),
-    ):
-        matchers.append(f'{label}=~"|{_any_of(values)}"')
-    edges = sorted({edge for one in asked for edge in one.edges})
-    if edges:
-        matchers.append(f'le=~"|{"|".join(_edge_pattern(edge) for edge in edges)}|\\\\+Inf"')
-    return f"{{{','.join(matchers)}}}[{window_seconds}s]"
-
-
-def _any_of(values: Iterable[str]) -> str:
-    return "|".join(re.escape(value).replace("\\", "\\\\") for value in sorted(values))
-
-
-def _edge_pattern(edge: float) -> str:
-    """`2` and `2.0`: how an edge is written depends on the client library and on the version of Prometheus."""
-    short = f"{edge:g}".replace(".", "\\\\.")
-    return short if "." in short else f"{short}|{short}\\\\.0"
 
 
 @dataclass(slots=True)
@@ -170,14 +127,18 @@ class Prometheus:
         self._names = Names()
         self._turned_at = clock()
 
-    async def read(self, url: str, asked: Asked, window_seconds: int, turn: Turn) -> Result:
-        """The samples of the last `window_seconds`. The rollout is expected to ask again at its next `turn`."""
+    async def read(
+        self, url: str, asked: Asked, window_seconds: int, turn: Turn, own_window_seconds: int | None = None
+    ) -> Result:
+        """The samples of the last `window_seconds`, of a user's own counters of the last `own_window_seconds`. The
+        rollout is expected to ask again at its next `turn`."""
         url = url.rstrip("/")
         server = self._servers.setdefault(url, _Server())
         now = self._clock()
         before = server.regulars.get(asked.rollout)
         server.regulars[asked.rollout] = _Regular(asked, window_seconds, turn.seconds, turn.after(now))
-        own = asyncio.gather(*(self._own(url, server, one, window_seconds) for one in asked.custom))
+        own_window = window_seconds if own_window_seconds is None else own_window_seconds
+        own = asyncio.gather(*(self._own(url, server, one, own_window) for one in asked.custom))
         due_at = before.due_at if before is not None and before.due_at <= now + EARLY_SECONDS else math.inf
         mine = _Waiting(asked, window_seconds, due_at, asyncio.get_running_loop().create_future())
         common = await self._shared(url, server, mine)
@@ -233,7 +194,7 @@ class Prometheus:
                 continue
             asked = server.questions.get(rollout)
             if (
-                len(members) < TOGETHER
+                len(members) < together(window_seconds)
                 and regular.comes(turns, now)
                 and (
                     regular.window_seconds == window_seconds
@@ -266,6 +227,13 @@ class Prometheus:
             self._turned_at = self._clock()
             self._names.turn()
         answer = await self._ask(url, query_for(members, window_seconds), at, self._names)
+        if isinstance(answer, TooLarge) and len(members) > 1:
+            half = len(members) // 2
+            parts = [
+                await self._metrics(url, part, window_seconds, at)
+                for part in (members[:half], members[half:])
+            ]
+            return {name: _joined([part[name] for part in parts if name in part]) for name in names}
         if isinstance(answer, Unavailable):
             return dict.fromkeys(names, answer)
         rows: dict[str, list[Series]] = {name: [] for name in names}
@@ -320,9 +288,7 @@ class Prometheus:
                 "Unreachable", f"Prometheus at {url} cannot be reached: {type(error).__name__}: {error}"
             )
         if len(body) > ANSWER_LIMIT_BYTES:
-            return Unavailable(
-                "BadAnswer", f"Prometheus at {url} answered more than {ANSWER_LIMIT_BYTES} bytes"
-            )
+            return TooLarge("BadAnswer", f"Prometheus at {url} answered more than {ANSWER_LIMIT_BYTES} bytes")
         if status in (400, 422):
             return Unavailable(
                 "QueryRefused", f"Prometheus at {url} refused {query[:200]}: {_error_text(body)}"
@@ -337,6 +303,17 @@ class Prometheus:
             )
 
 
+def _joined(parts: list[Answer | Unavailable]) -> Answer | Unavailable:
+    """One answer of several, about different rollouts; none where one of them is missing."""
+    away = next((part for part in parts if isinstance(part, Unavailable)), None)
+    if away is not None:
+        return away
+    answers = [part for part in parts if isinstance(part, Answer)]
+    return Answer(
+        tuple(one for answer in answers for one in answer.series), max(answer.served_at for answer in answers)
+    )
+
+
 def _groups(waiting: list[_Waiting]) -> Iterator[tuple[int, list[_Waiting]]]:
     """Those that ask for the same window, or for a short one, together; not more than go into one query."""
     short = max((w.window_seconds for w in waiting if w.window_seconds <= SHORT_SECONDS), default=0)
@@ -344,8 +321,9 @@ def _groups(waiting: list[_Waiting]) -> Iterator[tuple[int, list[_Waiting]]]:
     for one in waiting:
         by_window.setdefault(max(one.window_seconds, short), []).append(one)
     for window, group in by_window.items():
-        for start in range(0, len(group), TOGETHER):
-            yield window, group[start : start + TOGETHER]
+        most = together(window)
+        for start in range(0, len(group), most):
+            yield window, group[start : start + most]
 
 
 def _served_at(date: str | None) -> float:

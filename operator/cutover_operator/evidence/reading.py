@@ -31,9 +31,9 @@ from cutover.contract import (
     SHADOW_PAIRS,
 )
 from cutover_operator.conditions import timestamp
-from cutover_operator.evidence.folding import Wanted, fold
+from cutover_operator.evidence.folding import Wanted, fold, own_counters
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.evidence.prometheus import window_for
+from cutover_operator.evidence.query import window_for
 from cutover_operator.evidence.samples import (
     STALE_SECONDS,
     Answer,
@@ -58,14 +58,17 @@ FROM_DATABASE = (
 )
 """Exported by the assessments service, all of one snapshot."""
 SOMETIME = Turn("", 30.0)
+PROBED_FROM_SECONDS = 310
+"""From more than this on a window is asked for only where a short one has shown that there is something to see."""
 OPTIONAL = frozenset({*FROM_DATABASE, SATISFACTION, BREAKER_OPEN, FALLBACKS})
 
 
 class Samples(Protocol):
-    """Raw samples of the last `window_seconds`, by metric and by selector of a user's own counter."""
+    """Raw samples of the last `window_seconds`, by metric and by selector of a user's own counter. Those are read
+    back for `own_window_seconds`."""
 
     async def read(
-        self, url: str, asked: Asked, window_seconds: int, turn: Turn
+        self, url: str, asked: Asked, window_seconds: int, turn: Turn, own_window_seconds: int
     ) -> Mapping[str, Answer | Unavailable]: ...
 
 
@@ -120,11 +123,40 @@ def asked(wish: Wish) -> Asked:
     return Asked(wish.wanted.rollout, wish.gateway, frozenset(metrics), edges, tuple(dict.fromkeys(custom)))
 
 
-async def read_evidence(samples: Samples, wish: Wish, ledger: Ledger, age_seconds: float) -> Read:
-    """The ledger with everything counted that came in the last `age_seconds`, or why nothing can be said now."""
-    window = window_for(max(0.0, age_seconds))
-    answers = await samples.read(wish.url, asked(wish), window, wish.turn)
+async def read_evidence(
+    samples: Samples, wish: Wish, ledger: Ledger, age_seconds: float, own_age_seconds: float = 0.0
+) -> Read:
+    """The ledger with everything counted that came in the last `age_seconds`, or why nothing can be said now.
+
+    `own_age_seconds`: the same for the user's own counters, if these could not be read for longer. A long look back is
+    dear, so whether there is anything to see now is asked first.
+    """
+    window, short = window_for(max(0.0, age_seconds)), window_for(0.0)
+    own_window = window_for(max(0.0, age_seconds, own_age_seconds))
+    if window > PROBED_FROM_SECONDS:
+        answers = await samples.read(wish.url, asked(wish), short, wish.turn, short)
+        now = digest(answers, wish, ledger)
+        if now.metrics is not None:
+            return now
+    answers = await samples.read(wish.url, asked(wish), window, wish.turn, own_window)
     return digest(answers, wish, ledger)
+
+
+def own_age(wish: Wish, ledger: Ledger, now: float) -> float:
+    """Seconds since all of the user's own counters had been read; 0 without any."""
+    read = (ledger.own_read.get(own_counters(*one), ledger.started_at) for one in wish.wanted.custom)
+    return max((now - at for at in read), default=0.0)
+
+
+def own_counted(wish: Wish, read: Read, now: float) -> Ledger:
+    """The ledger that says which of the user's own counters have been read by now."""
+    if not wish.wanted.custom and not read.current.own_read:
+        return read.current
+    until = {
+        name: read.current.own_read.get(name) if gate in read.custom else now
+        for gate, name in ((one[0], own_counters(*one)) for one in wish.wanted.custom)
+    }
+    return replace(read.current, own_read={name: at for name, at in until.items() if at is not None})
 
 
 def digest(answers: Mapping[str, Answer | Unavailable], wish: Wish, ledger: Ledger) -> Read:

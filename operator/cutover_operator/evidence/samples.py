@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -17,6 +18,9 @@ from cutover_operator.evidence.labels import OWN_LABELS, counter_labels
 
 STALE_SECONDS = (15.0, 180.0)
 """A newest sample younger than the first speaks for now whatever the scrape interval, one older than the last never."""
+
+SCRAPE_TAKES_SECONDS = 10.0
+"""Prometheus's own limit, unless somebody sets another."""
 
 Sample = tuple[float, float]
 """(Unix seconds by Prometheus's clock, value)."""
@@ -116,15 +120,58 @@ def merged(series: Iterable[Series]) -> list[Series]:
             if "pod" in one.labels or "instance" not in one.labels or _without_pod(one) not in with_pod
         ]
     found: dict[str, Series] = {}
+    views: dict[str, list[Sequence[Sample]]] = {}
     for one in series:
         labels = counter_labels(one.labels)
         known = found.get(labels.key)
         if known is not None:
-            one = Series(labels, [*known.samples, *one.samples])
-        elif labels is not one.labels:
-            one = Series(labels, one.samples)
-        found[labels.key] = one
+            views.setdefault(labels.key, [known.samples]).append(one.samples)
+        else:
+            found[labels.key] = one if labels is one.labels else Series(labels, one.samples)
+    for key, seen in views.items():
+        found[key] = Series(found[key].labels, as_one(seen))
     return list(found.values())
+
+
+def as_one(views: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """What several scrapers saw of one counter, in order.
+
+    A sample has the time at which its scrape began, and a slow scrape reads late: beside each other the values of two
+    scrapers go up and down without a reset. So a reset is what one scraper saw by itself, or a value below what another
+    one saw longer ago than a scrape may take. Between resets the counter stands where the highest value was, and who
+    has not seen the last reset yet says nothing.
+    """
+    rows: list[tuple[float, int, int, float]] = []
+    for view, samples in enumerate(views):
+        life, before = 0, 0.0
+        for at, value in sorted(dict(samples).items()):
+            if usable(value):
+                life += value < before
+                before = value
+            rows.append((at, life, view, value))
+    rows.sort(key=lambda row: row[:3])
+    found: dict[float, float] = {}
+    ahead = [0] * len(views)
+    newest_life, high, settled = 0, 0.0, 0.0
+    recent: deque[Sample] = deque()
+    for at, own_life, view, value in rows:
+        if usable(value):
+            while recent and recent[0][0] <= at - SCRAPE_TAKES_SECONDS:
+                settled = recent.popleft()[1]
+            life = own_life + ahead[view]
+            if life == newest_life and value < settled:
+                ahead[view] += 1
+                life += 1
+            if life < newest_life or (life > newest_life and at in found):
+                # Of one moment the end of the old process counts; the new one is seen again.
+                continue
+            if life > newest_life:
+                newest_life, high, settled = life, 0.0, 0.0
+                recent.clear()
+            high = value = max(high, value)
+            recent.append((at, value))
+        found[at] = value
+    return list(found.items())
 
 
 def _without_pod(one: Series) -> frozenset[tuple[str, str]]:

@@ -26,7 +26,7 @@ from cutover.route import GatewayConfig, Route
 from cutover_operator.evidence.folding import Wanted
 from cutover_operator.evidence.ledger import Ledger, LedgerError, Totals
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name
-from cutover_operator.evidence.reading import Samples, Wish, read_evidence
+from cutover_operator.evidence.reading import Samples, Wish, own_age, own_counted, read_evidence
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.origins import is_allowed
 from cutover_operator.plan import Key
@@ -205,29 +205,40 @@ class Watchtower:
         if stored is None or status.finish not in (None, "Promoted"):
             self._counted.pop(_place(owner), None)
             return Evidence(stored=stored, config_map=config_map, current=stored)
+        counted_until = stored.written_at or stored.started_at
         url = spec.analysis.prometheus.url or self._site.prometheus_url
         allowed = (*self._site.allowed_urls, self._site.prometheus_url)
         if not url or not is_allowed(url, allowed):
             problem = Unavailable(
                 "NotAllowed", f"analysis.prometheus.url {url!r} is not in the operator's allow list"
             )
-            return Evidence(stored, config_map, current=stored, metrics=problem, labels=problem)
+            return Evidence(
+                stored,
+                config_map,
+                current=stored,
+                metrics=problem,
+                unread_since=counted_until,
+                labels=problem,
+            )
         wish = wish_of(owner, spec, stored, url)
-        base, before = stored, stored.totals
-        age = now.timestamp() - (stored.written_at or stored.started_at)
+        base, before, wall = stored, stored.totals, now.timestamp()
+        age = wall - counted_until
         at, known = self._clock(), self._counted.get(_place(owner))
         if known is not None and (known.stored, known.wish) == (stored, wish):
             base, age = known.current, at - known.at
             before = known.before if age < ONE_LOOK_SECONDS else base.totals
-        read = await read_evidence(self._samples, wish, base, age)
+        read = await read_evidence(self._samples, wish, base, age, own_age(wish, base, wall))
+        current = read.current
         if read.metrics is None:
-            self._counted[_place(owner)] = _Counted(stored, wish, read.current, before, at)
+            current = own_counted(wish, read, wall)
+            self._counted[_place(owner)] = _Counted(stored, wish, current, before, at)
         return Evidence(
             stored=stored,
             config_map=config_map,
-            current=read.current,
+            current=current,
             before=before,
             metrics=read.metrics,
+            unread_since=None if read.metrics is None else wall - max(0.0, age),
             labels=read.labels,
             scraped_replicas=read.scraped_replicas,
             requests_per_second=read.requests_per_second,

@@ -85,14 +85,17 @@ def _checkpoint(draft: Draft, before: list[Action]) -> None:
     if active and draft.status.step_confirmed_at and epoch_due(min(times), max(times), now):
         ledger = ledger.with_mark(now)
         draft.ledger_due = True
-    age = now - ledger.written_at
+    # A checkpoint never says more than was counted: what could not be read yet is asked for when it can be.
+    unread_since = draft.world.evidence.unread_since
+    counted_until = now if unread_since is None else unread_since
+    age = counted_until - ledger.written_at
     old = age >= CHECKPOINT_SECONDS or (age >= EARLY_SECONDS and _doubled(ledger, stored, draft.status.step))
     due = draft.ledger_due or (active and old)
     if not due:
         return
     if stored is not None and stored.revision > ledger.revision:
         ledger = ledger.at_revision(stored.revision)
-    ledger = ledger.stamped(now)
+    ledger = ledger.stamped(max(counted_until, ledger.written_at))
     obj = to_config_map(ledger, draft.owner, draft.world.evidence.config_map)
     if len(obj["data"][LEDGER_KEY]) > SIZE_LIMIT_BYTES:
         message = "the evidence ledger outgrew its ConfigMap; the last checkpoint stays"

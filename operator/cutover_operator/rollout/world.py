@@ -54,6 +54,8 @@ class Evidence:
     """What had been counted at the look before; at the checkpoint when none is remembered."""
     metrics: Unavailable | None = None
     """Why the gateway's metrics cannot be judged now; None when they can."""
+    unread_since: float | None = None
+    """While they cannot: until when everything has been counted (Unix seconds). What came since will be read later."""
     labels: Unavailable | None = None
     scraped_replicas: int = 0
     requests_per_second: float | None = None
