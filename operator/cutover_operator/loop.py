@@ -77,13 +77,16 @@ class Loop:
         telemetry: Telemetry | None = None,
         failures: Callable[[Key], int] = lambda key: 0,
         memories: Mapping[Resource, Memory[Any]] | None = None,
+        ask: Callable[[Key], None] = lambda key: None,
     ) -> None:
+        """`ask` wants a pass of a key as soon as possible."""
         self._kube = kube
         self._reconcilers = {reconciler.resource: reconciler for reconciler in reconcilers}
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
         self._memories = memories or {}
+        self._ask = ask
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
         self._unsorted: dict[Key, set[str]] = {}
@@ -150,7 +153,7 @@ class Loop:
             plan = reconciler.decide(world, now)
             if plan.routine:
                 return await self._routine(key, world, plan, now, changes, looked=True), "ok"
-            await self._execute(key, plan, world.parent, now)
+            await self._execute(key, plan, world.parent, now, [])
             return plan.again_in_seconds, "ok"
 
     async def _routine(
@@ -160,27 +163,34 @@ class Loop:
         compare-and-swap: a world that was not as it is any more ends in a Conflict and is forgotten."""
         memory = self._memories.get(key.resource)
         if memory is None:
-            await self._execute(key, plan, world.parent, now)
+            await self._execute(key, plan, world.parent, now, [])
             return plan.again_in_seconds
+        written: list[Object] = []
         self._unsorted[key] = set()
         try:
-            written = await self._execute(key, plan, world.parent, now)
-        except BaseException:
+            await self._execute(key, plan, world.parent, now, written)
+        except BaseException as error:
             memory.changed(key)
+            # A lost race is read again at once anyway; any other failure would let the change wait for the back-off.
+            if self._sort(key, written) and not isinstance(error, Conflict):
+                self._ask(key)
             raise
-        finally:
-            seen = self._unsorted.pop(key)
-        own = [obj["metadata"]["resourceVersion"] for obj in written]
-        self._own_versions.extend(own)
-        if seen.difference(own):
+        if self._sort(key, written):
             memory.changed(key)
             return 0.0
         memory.keep(key, world, written, changes, looked)
         return plan.again_in_seconds
 
-    async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:
-        """Carry the plan out; the objects as they were written."""
-        written: list[Object] = []
+    def _sort(self, key: Key, written: Sequence[Object]) -> bool:
+        """Whether anything was seen meanwhile but what was written; that is known again from now on."""
+        own = [obj["metadata"]["resourceVersion"] for obj in written]
+        self._own_versions.extend(own)
+        return not self._unsorted.pop(key).issubset(own)
+
+    async def _execute(
+        self, key: Key, plan: Plan, parent: Object, now: datetime, written: list[Object]
+    ) -> None:
+        """Carry the plan out. Objects go to `written` as they were written, those before a failure too."""
         for action in plan.before:
             parent = await self._carry_out(action, parent, written)
         if plan.status is not None and plan.status != parent.get("status"):
@@ -196,7 +206,6 @@ class Loop:
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
-        return written
 
     async def _write_status(self, parent: Object, status: dict[str, Any]) -> Object:
         written = await self._kube.apply_status({**_identity(parent, versioned=True), "status": status})

@@ -108,6 +108,7 @@ async def _lead(
         telemetry=telemetry,
         failures=lambda key: queue.failures(key),
         memories={rollouts.resource: rollouts.memory},
+        ask=lambda key: queue.add(key),
     )
     queue = WorkQueue(loop.run_pass, settings.workers)
     telemetry.queue_depth.set_function(lambda: float(queue.depth))

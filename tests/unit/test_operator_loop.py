@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from cutover_operator import conditions, events, health, watches
 from cutover_operator.conditions import Fact
 from cutover_operator.loop import SAY_AFTER_FAILURES, Loop
 from cutover_operator.plan import Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
-from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, Object
+from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, KubeError, Object
 from cutover_operator.telemetry import JsonFormatter, Telemetry
-from fakes.kube import FakeKube
+from cutover_operator.workqueue import WorkQueue
+from fakes.kube import Change, FakeKube
 from fakes.kube_faults import Crash, Fault, FaultyKube
 from fakes.training_town import KEY, NAMESPACE, RUN, SPEC, START
 
@@ -325,3 +327,97 @@ async def test_a_change_seen_while_a_routine_pass_writes_is_told_apart_from_its_
     hasty.strangers = ("of somebody else",)
     assert await loop.run_pass(KEY) == 0.0, "looked at again at once"
     assert memory.told == ["keep 2", "changed"]
+
+
+class Watched:
+    """A loop and its queue, told of every change by a watch, as the process has them."""
+
+    def __init__(self, kube: FakeKube, port: Any, reconciler: Fixed) -> None:
+        self.telemetry = Telemetry()
+        self.loop = Loop(
+            port,
+            [reconciler],
+            lambda: NOW,
+            self.telemetry,
+            failures=lambda key: self.queue.failures(key),
+            memories={TRAINING_RUNS: Noting()},
+            ask=lambda key: self.queue.add(key),
+        )
+        self.queue = WorkQueue(self.loop.run_pass, 1)
+        self.late: list[str] | None = None
+        """Where a list is, the watch is behind: it tells of what is there when asked to `catch_up`."""
+        kube.watch(self._seen)
+
+    async def passes(self) -> dict[str, float]:
+        """How passes ended until none was wanted at once; back-offs are not waited for."""
+        self.queue.start()
+        self.queue.add(KEY)
+        try:
+            await asyncio.wait_for(self.queue.idle(), 10)
+        finally:
+            await self.queue.stop()
+        ends = {
+            end: self.telemetry.registry.get_sample_value(
+                "cutover_operator_passes_total", {"kind": "TrainingRun", "outcome": end}
+            )
+            for end in ("ok", "error", "conflict")
+        }
+        return {end: count for end, count in ends.items() if count}
+
+    def catch_up(self) -> list[bool]:
+        """Whether each change that the watch was behind with asks for a pass."""
+        late, self.late = self.late or [], None
+        return [self.loop.changed(KEY, version) for version in late]
+
+    def _seen(self, change: Change) -> None:
+        version = change.obj["metadata"]["resourceVersion"]
+        if self.late is not None:
+            self.late.append(version)
+        elif self.loop.changed(KEY, version):
+            self.queue.add(KEY)
+
+
+ROUTINE = Plan(before=(Swap(note("ledger", n="1")),), status={"stage": "train"}, routine=True)
+
+
+class Refusing(FaultyKube):
+    """The first status write fails, and somebody edits the object meanwhile, if told to."""
+
+    def __init__(self, inner: FakeKube, edited: bool) -> None:
+        super().__init__(inner)
+        self._inner = inner
+        self._edited = edited
+        self._refuse = True
+
+    async def apply_status(self, obj: Object) -> Object:
+        if not self._refuse:
+            return await super().apply_status(obj)
+        self._refuse = False
+        if self._edited:
+            self._inner.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"].update(suspend=True))
+        raise KubeError(500, "etcdserver: request timed out")
+
+
+async def test_a_change_seen_while_a_routine_write_fails_does_not_wait_for_the_back_off(
+    kube: FakeKube,
+) -> None:
+    class Once(Fixed):
+        def decide(self, world: Seen, now: datetime) -> Plan:
+            return Plan() if world.parent["spec"].get("suspend") else self.plan
+
+    watched = Watched(kube, Refusing(kube, edited=True), Once(kube, ROUTINE))
+    assert await watched.passes() == {"error": 1, "ok": 1}
+    assert 'errors_total{error="KubeError",kind="TrainingRun"} 1.0' in watched.telemetry.exposition().decode()
+
+
+async def test_what_a_routine_pass_wrote_before_it_failed_does_not_end_the_back_off(kube: FakeKube) -> None:
+    watched = Watched(kube, Refusing(kube, edited=False), Fixed(kube, ROUTINE))
+    assert await watched.passes() == {"error": 1}
+    assert kube.all(CONFIG_MAPS), "it was written"
+
+
+async def test_a_watch_that_is_late_tells_nothing_new_of_a_routine_pass_that_failed(kube: FakeKube) -> None:
+    watched = Watched(kube, Refusing(kube, edited=False), Fixed(kube, ROUTINE))
+    watched.late = []
+    assert await watched.passes() == {"error": 1}
+    assert watched.catch_up() == [False]
