@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from cutover.api.base import Condition
 from cutover.contract import FINALIZER
-from cutover_operator import conditions, events
+from cutover_operator import events, stuck
 from cutover_operator.plan import Action, Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
 from cutover_operator.telemetry import Telemetry
@@ -88,9 +87,9 @@ class Loop:
         self._memories = memories or {}
         self._ask = ask
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
+        self._own_versions: deque[tuple[str, Key]] = deque(maxlen=OWN_VERSIONS)
         self._unsorted: dict[Key, set[str]] = {}
-        """Versions seen while a routine pass of the key writes."""
+        """Versions seen while something is written of which nothing follows."""
 
     @property
     def resources(self) -> list[Resource]:
@@ -98,8 +97,8 @@ class Loop:
 
     def changed(self, key: Key, version: str) -> bool:
         """Something of this object is at another resourceVersion: whether that asks for a pass. The next one looks at
-        everything, unless the version is one that a routine pass wrote itself."""
-        if version in self._own_versions:
+        everything, unless the version is one that was written here and nothing follows from."""
+        if (version, key) in self._own_versions:
             return False
         if key in self._unsorted:
             # Perhaps our own write, whose answer is still on its way.
@@ -184,7 +183,8 @@ class Loop:
     def _sort(self, key: Key, written: Sequence[Object]) -> bool:
         """Whether anything was seen meanwhile but what was written; that is known again from now on."""
         own = [obj["metadata"]["resourceVersion"] for obj in written]
-        self._own_versions.extend(own)
+        # Of this key alone: who owns the object may well want to see it.
+        self._own_versions.extend((version, key) for version in own)
         return not self._unsorted.pop(key).issubset(own)
 
     async def _execute(
@@ -241,25 +241,30 @@ class Loop:
         await events.record(self._kube, parent, Notice("NotMade", f"{name}: {error}", "Warning", name), now)
 
     async def _say_stuck(self, key: Key, error: Exception) -> None:
-        """Best effort; the condition goes away with the first pass that succeeds."""
+        """Best effort; the condition goes away with the first pass that succeeds. That it is said must
+        not end the back-off, so it asks for no pass."""
         try:
             parent = await self._kube.get(key.resource, key.namespace, key.name)
             if parent is None:
                 return
-            status = dict(parent.get("status") or {})
-            generation = int(parent["metadata"].get("generation", 0))
-            before = [Condition.model_validate(item) for item in status.get("conditions", [])]
-            kept = [
-                conditions.Fact(c.type, c.status, c.reason, c.message) for c in before if c.type != "Stalled"
-            ]
-            message = f"the operator fails on this object and keeps trying: {type(error).__name__}: {error}"
-            stalled = conditions.Fact("Stalled", "True", "OperatorError", message[:1000])
-            merged = conditions.merge(before, [*kept, stalled], generation, self._clock())
-            status["conditions"] = [condition.to_wire() for condition in merged]
-            if status != parent.get("status"):
-                await self._write_status(parent, status)
+            status = stuck.saying(parent, error, self._clock())
+            if status is not None:
+                await self._write_unseen(key, parent, status)
         except (KubeError, ValueError):
             log.warning("the failure could not be said on the object", extra={"key": str(key)}, exc_info=True)
+
+    async def _write_unseen(self, key: Key, parent: Object, status: dict[str, Any]) -> None:
+        """A status whose sight asks for no pass; what somebody else writes meanwhile does."""
+        written: list[Object] = []
+        self._unsorted[key] = set()
+        try:
+            written.append(await self._write_status(parent, status))
+        finally:
+            if self._sort(key, written):
+                self._ask(key)
+            memory = self._memories.get(key.resource)
+            if memory is not None:
+                memory.changed(key)
 
 
 def _identity(parent: Object, *, versioned: bool) -> Object:

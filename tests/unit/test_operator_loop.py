@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -332,14 +333,15 @@ async def test_a_change_seen_while_a_routine_pass_writes_is_told_apart_from_its_
 class Watched:
     """A loop and its queue, told of every change by a watch, as the process has them."""
 
-    def __init__(self, kube: FakeKube, port: Any, reconciler: Fixed) -> None:
+    def __init__(self, kube: FakeKube, port: Any, reconciler: Fixed, failures: int = 0) -> None:
+        """`failures`: of passes before."""
         self.telemetry = Telemetry()
         self.loop = Loop(
             port,
             [reconciler],
             lambda: NOW,
             self.telemetry,
-            failures=lambda key: self.queue.failures(key),
+            failures=lambda key: failures + self.queue.failures(key),
             memories={TRAINING_RUNS: Noting()},
             ask=lambda key: self.queue.add(key),
         )
@@ -421,3 +423,72 @@ async def test_a_watch_that_is_late_tells_nothing_new_of_a_routine_pass_that_fai
     watched.late = []
     assert await watched.passes() == {"error": 1}
     assert watched.catch_up() == [False]
+
+
+def stalled(kube: FakeKube) -> Condition:
+    conditions_ = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]["conditions"]
+    (found,) = [one for one in conditions_ if one["type"] == "Stalled"]
+    return Condition.model_validate(found)
+
+
+class Broken(Fixed):
+    """Fails with another port each time, until the run is suspended."""
+
+    what = "connection reset by peer"
+    ports = itertools.count(40_000)
+
+    def decide(self, world: Seen, now: datetime) -> Plan:
+        if world.parent["spec"].get("suspend"):
+            return Plan()
+        raise KubeError(500, f"read tcp 10.0.0.1:{next(self.ports)}->10.0.0.2:443: {self.what}")
+
+
+async def test_that_the_operator_is_stuck_is_said_within_the_back_off(kube: FakeKube) -> None:
+    watched = Watched(kube, kube, Broken(kube), failures=SAY_AFTER_FAILURES)
+    assert await watched.passes() == {"error": 1}
+    assert (stalled(kube).status, stalled(kube).reason) == ("True", "OperatorError")
+
+
+async def test_a_watch_that_is_late_tells_only_the_owner_that_the_operator_is_stuck(kube: FakeKube) -> None:
+    watched = Watched(kube, kube, Broken(kube), failures=SAY_AFTER_FAILURES)
+    watched.late = []
+    assert await watched.passes() == {"error": 1}
+    (version,) = watched.late
+    assert watched.catch_up() == [False]
+    assert watched.loop.changed(Key(TRAINING_RUNS, NAMESPACE, "owner"), version)
+
+
+async def test_an_error_is_said_again_for_other_words_or_another_spec_and_not_for_other_figures(
+    kube: FakeKube,
+) -> None:
+    broken = Broken(kube)
+    loop = Loop(kube, [broken], lambda: NOW, failures=lambda key: SAY_AFTER_FAILURES)
+
+    async def said() -> Condition:
+        with pytest.raises(KubeError):
+            await loop.run_pass(KEY)
+        return stalled(kube)
+
+    first = await said()
+    assert await said() == first
+    broken.what = "no route to host"
+    other = await said()
+    assert "no route to host" in other.message
+    kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"]["compute"].update(gpus=2))
+    assert (await said()).observed_generation == first.observed_generation + 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_change_seen_while_it_is_said_that_the_operator_is_stuck_does_not_wait(
+    kube: FakeKube, refused: bool
+) -> None:
+    class Hasty(Refusing):
+        async def apply_status(self, obj: Object) -> Object:
+            if refused:
+                return await super().apply_status(obj)
+            written = await kube.apply_status(obj)
+            kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"].update(suspend=True))
+            return written
+
+    watched = Watched(kube, Hasty(kube, edited=True), Broken(kube), failures=SAY_AFTER_FAILURES)
+    assert await watched.passes() == {"error": 1, "ok": 1}
