@@ -193,8 +193,10 @@ class Loop:
         """Carry the plan out. Objects go to `written` as they were written, those before a failure too."""
         for action in plan.before:
             parent = await self._carry_out(action, parent, written)
-        if plan.status is not None and plan.status != parent.get("status"):
-            parent = await self._write_status(parent, plan.status)
+        # Taken back before the end, it would be written and taken back by every pass that fails, each asking for another.
+        status = stuck.still(plan.status, parent) if plan.status is not None and plan.after else plan.status
+        if status is not None and status != parent.get("status"):
+            parent = await self._write_status(parent, status)
             written.append(parent)
         for action in plan.after:
             try:
@@ -203,6 +205,10 @@ class Loop:
                 if not isinstance(action, Apply) or action.vital:
                     raise
                 await self._say_refused(action.obj, error, parent, now)
+        # Whoever gave up the finalizer may be gone by now.
+        if plan.status != status and plan.status is not None and SetFinalizer(False) not in plan.after:
+            parent = await self._write_status(parent, plan.status)
+            written.append(parent)
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
@@ -241,8 +247,8 @@ class Loop:
         await events.record(self._kube, parent, Notice("NotMade", f"{name}: {error}", "Warning", name), now)
 
     async def _say_stuck(self, key: Key, error: Exception) -> None:
-        """Best effort; the condition goes away with the first pass that succeeds. That it is said must
-        not end the back-off, so it asks for no pass."""
+        """Best effort; the condition goes away with the first pass that succeeds. That it is said must not end the
+        back-off, so it asks for no pass."""
         try:
             parent = await self._kube.get(key.resource, key.namespace, key.name)
             if parent is None:

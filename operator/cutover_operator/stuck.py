@@ -25,9 +25,18 @@ def saying(parent: Object, error: Exception, now: datetime) -> dict[str, Any] | 
     said = find(before, TYPE)
     if said is not None and _same(said, fact, generation):
         return None
-    kept = [Fact(c.type, c.status, c.reason, c.message) for c in before if c.type != TYPE]
-    merged = merge(before, [*kept, fact], generation, now)
+    kept = {c.type: Fact(c.type, c.status, c.reason, c.message) for c in before}
+    merged = merge(before, (kept | {TYPE: fact}).values(), generation, now)
     status["conditions"] = [condition.to_wire() for condition in merged]
+    return status
+
+
+def still(status: dict[str, Any], parent: Object) -> dict[str, Any]:
+    """This status, saying still what the parent says."""
+    for said in (parent.get("status") or {}).get("conditions") or []:
+        if (said.get("type"), said.get("status"), said.get("reason")) == (TYPE, "True", REASON):
+            conditions = {item["type"]: item for item in status.get("conditions") or []}
+            return {**status, "conditions": list((conditions | {TYPE: said}).values())}
     return status
 
 

@@ -345,7 +345,7 @@ class Watched:
             memories={TRAINING_RUNS: Noting()},
             ask=lambda key: self.queue.add(key),
         )
-        self.queue = WorkQueue(self.loop.run_pass, 1)
+        self.queue = WorkQueue(self._pass, 1)
         self.late: list[str] | None = None
         """Where a list is, the watch is behind: it tells of what is there when asked to `catch_up`."""
         kube.watch(self._seen)
@@ -370,6 +370,11 @@ class Watched:
         """Whether each change that the watch was behind with asks for a pass."""
         late, self.late = self.late or [], None
         return [self.loop.changed(KEY, version) for version in late]
+
+    async def _pass(self, key: Key) -> float | None:
+        # Nothing in memory waits for anything: without this, passes without end would let no deadline be noticed.
+        await asyncio.sleep(0)
+        return await self.loop.run_pass(key)
 
     def _seen(self, change: Change) -> None:
         version = change.obj["metadata"]["resourceVersion"]
@@ -492,3 +497,29 @@ async def test_a_change_seen_while_it_is_said_that_the_operator_is_stuck_does_no
 
     watched = Watched(kube, Hasty(kube, edited=True), Broken(kube), failures=SAY_AFTER_FAILURES)
     assert await watched.passes() == {"error": 1, "ok": 1}
+
+
+async def test_a_child_that_cannot_be_made_leaves_it_said_that_the_operator_is_stuck(kube: FakeKube) -> None:
+    calm = Condition(
+        type="Stalled", status="False", reason="NothingBlocks", last_transition_time="2026-11-22T09:00:00Z"
+    )
+    ready = calm.model_copy(update={"type": "Succeeded", "status": "Unknown"})
+    status = {"stage": "train", "conditions": [calm.to_wire(), ready.to_wire()]}
+    fixed = Fixed(kube, Plan(status=status, after=(Apply(note("Not_A_Name")),)))
+    await Watched(kube, kube, fixed, failures=SAY_AFTER_FAILURES).passes()
+    for _ in range(2):
+        assert await Watched(kube, kube, fixed, failures=SAY_AFTER_FAILURES).passes() == {"error": 1}
+        assert (stalled(kube).status, stalled(kube).reason) == ("True", "OperatorError")
+    fixed.plan = Plan(status=status, after=(Apply(note("a-name")),))
+    await Loop(kube, [fixed], lambda: NOW).run_pass(KEY)
+    assert (stalled(kube).status, stalled(kube).reason) == ("False", "NothingBlocks")
+
+
+async def test_an_object_that_goes_is_given_up_though_the_operator_was_stuck(kube: FakeKube) -> None:
+    held = Fixed(kube, Plan(after=(SetFinalizer(True), Apply(note("Not_A_Name")))))
+    assert await Watched(kube, kube, held, failures=SAY_AFTER_FAILURES).passes()
+    assert stalled(kube).reason == "OperatorError"
+    await kube.as_user().delete(TRAINING_RUNS, NAMESPACE, RUN)
+    leaving = Fixed(kube, Plan(status={"stage": "train"}, after=(SetFinalizer(False),)))
+    await Loop(kube, [leaving], lambda: NOW).run_pass(KEY)
+    assert not kube.all(TRAINING_RUNS)
