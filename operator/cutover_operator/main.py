@@ -184,6 +184,9 @@ async def _resync(kube: KubeClient, loop: Loop, queue: WorkQueue, settings: Sett
                         queue.ensure(Key(resource, *place), later, within_seconds=SPREAD_SECONDS)
                 except KubeError as error:
                     log.warning("resync", extra={"kind": resource.kind, "why": str(error)})
+                except Exception:
+                    # Nobody waits for this task: without the next round nobody would know that there is none.
+                    log.exception("resync", extra={"kind": resource.kind})
         wait = RESYNC_SECONDS
         await asyncio.sleep(RESYNC_SECONDS)
 
