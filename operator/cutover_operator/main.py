@@ -120,8 +120,7 @@ async def _lead(
             queue.add(key)
 
     if not await _first(_kinds_served(kube, loop, settings), stop.wait()):
-        keeping.cancel()
-        await lease.release()
+        await _hand_over(lease, keeping)
         return 0
     watching = watches.Watches(access.credentials, settings.namespaces, seen)
     watching.start()
@@ -133,14 +132,18 @@ async def _lead(
     resync.cancel()
     tidying.cancel()
     await queue.stop()
-    keeping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await keeping
-    await lease.release()
+    await _hand_over(lease, keeping)
     if stopped:
         with contextlib.suppress(TimeoutError):
             await watching.stop()
     return 0 if stopped else 1
+
+
+async def _hand_over(lease: Lease, keeping: asyncio.Task[None]) -> None:
+    keeping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping
+    await lease.release()
 
 
 async def _give_back() -> None:
