@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cutover.api.base import Condition, ConditionStatus
+
+_FIGURES = re.compile(r"[-+]?\d[\d.,:]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +55,8 @@ def merge(
 
 def find(conditions: Iterable[Condition], type_: str) -> Condition | None:
     return next((condition for condition in conditions if condition.type == type_), None)
+
+
+def words(message: str) -> str:
+    """The message without its figures: two that have the same words say the same."""
+    return _FIGURES.sub("#", message)

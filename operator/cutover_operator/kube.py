@@ -154,9 +154,14 @@ class KubeClient:
         content_type: str = "",
         again: bool = True,
     ) -> Object:
-        answer: Object = orjson.loads(
-            await self._request(method, path, body, content_type=content_type, again=again)
-        )
+        text = await self._request(method, path, body, content_type=content_type, again=again)
+        try:
+            answer: object = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            # Not the API server, but something in front of it.
+            raise KubeError(0, f"{method} {path}: the answer is no JSON object: {_start(text)!r}")
         return answer
 
     async def _request(
@@ -252,4 +257,8 @@ def _message(answer: bytes) -> str:
     try:
         return str(orjson.loads(answer)["message"])[:1000]
     except (ValueError, KeyError, TypeError):
-        return answer[:300].decode(errors="replace")
+        return _start(answer)
+
+
+def _start(answer: bytes) -> str:
+    return answer[:300].decode(errors="replace")

@@ -55,10 +55,11 @@ class Lease:
         self._seen: dict[str, Any] | None = None
         self._seen_at = 0.0
         self._held_until = float("-inf")
+        self._released = False
 
     @property
     def held(self) -> bool:
-        return self._monotonic() < self._held_until
+        return not self._released and self._monotonic() < self._held_until
 
     def assert_held(self) -> None:
         if not self.held:
@@ -80,15 +81,22 @@ class Lease:
         while self.held:
             await asyncio.sleep(self._retry)
             renewal = asyncio.create_task(self._try())
-            # A renewal that hangs must not keep the gate's end from being noticed.
-            await asyncio.wait([renewal], timeout=max(0.0, self._held_until - self._monotonic()))
-            if not renewal.done():
+            try:
+                # A renewal that hangs must not keep the gate's end from being noticed.
+                await asyncio.wait([renewal], timeout=max(0.0, self._held_until - self._monotonic()))
+            finally:
+                # Nor may one outlive its keeper: it would take back what is released next.
                 renewal.cancel()
+                await asyncio.wait([renewal])
+            if not renewal.cancelled() and (error := renewal.exception()) is not None:
+                log.error("lease not renewed", exc_info=error)
         self.shut()
 
     async def release(self) -> None:
-        """Let another replica lead after its next look instead of after the whole duration. Best effort."""
+        """Let another replica lead after its next look instead of after the whole duration. Best effort. This one never
+        leads again: an answer that is still on its way changes nothing."""
         led = self.held
+        self._released = True
         self.shut()
         if not led:
             return
@@ -105,6 +113,8 @@ class Lease:
         started = self._monotonic()
         try:
             record = await self._kube.get(LEASES, self._namespace, self._name)
+            if self._released:
+                return False
             if record is None:
                 await self._kube.create(self._record(None))
             else:

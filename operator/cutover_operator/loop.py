@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from cutover.api.base import Condition
 from cutover.contract import FINALIZER
-from cutover_operator import conditions, events
+from cutover_operator import events, stuck
 from cutover_operator.plan import Action, Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
 from cutover_operator.port import Conflict, Kube, KubeError, Object, Resource
 from cutover_operator.telemetry import Telemetry
@@ -77,17 +76,20 @@ class Loop:
         telemetry: Telemetry | None = None,
         failures: Callable[[Key], int] = lambda key: 0,
         memories: Mapping[Resource, Memory[Any]] | None = None,
+        ask: Callable[[Key], None] = lambda key: None,
     ) -> None:
+        """`ask` wants a pass of a key as soon as possible."""
         self._kube = kube
         self._reconcilers = {reconciler.resource: reconciler for reconciler in reconcilers}
         self._clock = clock
         self._telemetry = telemetry or Telemetry()
         self._failures = failures
         self._memories = memories or {}
+        self._ask = ask
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._own_versions: deque[str] = deque(maxlen=OWN_VERSIONS)
+        self._own_versions: deque[tuple[str, Key]] = deque(maxlen=OWN_VERSIONS)
         self._unsorted: dict[Key, set[str]] = {}
-        """Versions seen while a routine pass of the key writes."""
+        """Versions seen while something is written of which nothing follows."""
 
     @property
     def resources(self) -> list[Resource]:
@@ -95,8 +97,8 @@ class Loop:
 
     def changed(self, key: Key, version: str) -> bool:
         """Something of this object is at another resourceVersion: whether that asks for a pass. The next one looks at
-        everything, unless the version is one that a routine pass wrote itself."""
-        if version in self._own_versions:
+        everything, unless the version is one that was written here and nothing follows from."""
+        if (version, key) in self._own_versions:
             return False
         if key in self._unsorted:
             # Perhaps our own write, whose answer is still on its way.
@@ -150,7 +152,7 @@ class Loop:
             plan = reconciler.decide(world, now)
             if plan.routine:
                 return await self._routine(key, world, plan, now, changes, looked=True), "ok"
-            await self._execute(key, plan, world.parent, now)
+            await self._execute(key, plan, world.parent, now, [])
             return plan.again_in_seconds, "ok"
 
     async def _routine(
@@ -160,31 +162,41 @@ class Loop:
         compare-and-swap: a world that was not as it is any more ends in a Conflict and is forgotten."""
         memory = self._memories.get(key.resource)
         if memory is None:
-            await self._execute(key, plan, world.parent, now)
+            await self._execute(key, plan, world.parent, now, [])
             return plan.again_in_seconds
+        written: list[Object] = []
         self._unsorted[key] = set()
         try:
-            written = await self._execute(key, plan, world.parent, now)
-        except BaseException:
+            await self._execute(key, plan, world.parent, now, written)
+        except BaseException as error:
             memory.changed(key)
+            # A lost race is read again at once anyway; any other failure would let the change wait for the back-off.
+            if self._sort(key, written) and not isinstance(error, Conflict):
+                self._ask(key)
             raise
-        finally:
-            seen = self._unsorted.pop(key)
-        own = [obj["metadata"]["resourceVersion"] for obj in written]
-        self._own_versions.extend(own)
-        if seen.difference(own):
+        if self._sort(key, written):
             memory.changed(key)
             return 0.0
         memory.keep(key, world, written, changes, looked)
         return plan.again_in_seconds
 
-    async def _execute(self, key: Key, plan: Plan, parent: Object, now: datetime) -> list[Object]:
-        """Carry the plan out; the objects as they were written."""
-        written: list[Object] = []
+    def _sort(self, key: Key, written: Sequence[Object]) -> bool:
+        """Whether anything was seen meanwhile but what was written; that is known again from now on."""
+        own = [obj["metadata"]["resourceVersion"] for obj in written]
+        # Of this key alone: who owns the object may well want to see it.
+        self._own_versions.extend((version, key) for version in own)
+        return not self._unsorted.pop(key).issubset(own)
+
+    async def _execute(
+        self, key: Key, plan: Plan, parent: Object, now: datetime, written: list[Object]
+    ) -> None:
+        """Carry the plan out. Objects go to `written` as they were written, those before a failure too."""
         for action in plan.before:
             parent = await self._carry_out(action, parent, written)
-        if plan.status is not None and plan.status != parent.get("status"):
-            parent = await self._write_status(parent, plan.status)
+        # Taken back before the end, it would be written and taken back by every pass that fails, each asking for another.
+        status = stuck.still(plan.status, parent) if plan.status is not None and plan.after else plan.status
+        if status is not None and status != parent.get("status"):
+            parent = await self._write_status(parent, status)
             written.append(parent)
         for action in plan.after:
             try:
@@ -193,10 +205,13 @@ class Loop:
                 if not isinstance(action, Apply) or action.vital:
                     raise
                 await self._say_refused(action.obj, error, parent, now)
+        # Whoever gave up the finalizer may be gone by now.
+        if plan.status != status and plan.status is not None and SetFinalizer(False) not in plan.after:
+            parent = await self._write_status(parent, plan.status)
+            written.append(parent)
         for notice in plan.notices:
             log.info(notice.message, extra={"key": str(key), "reason": notice.reason})
             await events.record(self._kube, parent, notice, now)
-        return written
 
     async def _write_status(self, parent: Object, status: dict[str, Any]) -> Object:
         written = await self._kube.apply_status({**_identity(parent, versioned=True), "status": status})
@@ -232,25 +247,30 @@ class Loop:
         await events.record(self._kube, parent, Notice("NotMade", f"{name}: {error}", "Warning", name), now)
 
     async def _say_stuck(self, key: Key, error: Exception) -> None:
-        """Best effort; the condition goes away with the first pass that succeeds."""
+        """Best effort; the condition goes away with the first pass that succeeds. That it is said must not end the
+        back-off, so it asks for no pass."""
         try:
             parent = await self._kube.get(key.resource, key.namespace, key.name)
             if parent is None:
                 return
-            status = dict(parent.get("status") or {})
-            generation = int(parent["metadata"].get("generation", 0))
-            before = [Condition.model_validate(item) for item in status.get("conditions", [])]
-            kept = [
-                conditions.Fact(c.type, c.status, c.reason, c.message) for c in before if c.type != "Stalled"
-            ]
-            message = f"the operator fails on this object and keeps trying: {type(error).__name__}: {error}"
-            stalled = conditions.Fact("Stalled", "True", "OperatorError", message[:1000])
-            merged = conditions.merge(before, [*kept, stalled], generation, self._clock())
-            status["conditions"] = [condition.to_wire() for condition in merged]
-            if status != parent.get("status"):
-                await self._write_status(parent, status)
+            status = stuck.saying(parent, error, self._clock())
+            if status is not None:
+                await self._write_unseen(key, parent, status)
         except (KubeError, ValueError):
             log.warning("the failure could not be said on the object", extra={"key": str(key)}, exc_info=True)
+
+    async def _write_unseen(self, key: Key, parent: Object, status: dict[str, Any]) -> None:
+        """A status whose sight asks for no pass; what somebody else writes meanwhile does."""
+        written: list[Object] = []
+        self._unsorted[key] = set()
+        try:
+            written.append(await self._write_status(parent, status))
+        finally:
+            if self._sort(key, written):
+                self._ask(key)
+            memory = self._memories.get(key.resource)
+            if memory is not None:
+                memory.changed(key)
 
 
 def _identity(parent: Object, *, versioned: bool) -> Object:

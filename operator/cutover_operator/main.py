@@ -108,6 +108,7 @@ async def _lead(
         telemetry=telemetry,
         failures=lambda key: queue.failures(key),
         memories={rollouts.resource: rollouts.memory},
+        ask=lambda key: queue.add(key),
     )
     queue = WorkQueue(loop.run_pass, settings.workers)
     telemetry.queue_depth.set_function(lambda: float(queue.depth))
@@ -119,8 +120,7 @@ async def _lead(
             queue.add(key)
 
     if not await _first(_kinds_served(kube, loop, settings), stop.wait()):
-        keeping.cancel()
-        await lease.release()
+        await _hand_over(lease, keeping)
         return 0
     watching = watches.Watches(access.credentials, settings.namespaces, seen)
     watching.start()
@@ -132,14 +132,18 @@ async def _lead(
     resync.cancel()
     tidying.cancel()
     await queue.stop()
-    keeping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await keeping
-    await lease.release()
+    await _hand_over(lease, keeping)
     if stopped:
         with contextlib.suppress(TimeoutError):
             await watching.stop()
     return 0 if stopped else 1
+
+
+async def _hand_over(lease: Lease, keeping: asyncio.Task[None]) -> None:
+    keeping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping
+    await lease.release()
 
 
 async def _give_back() -> None:
@@ -183,6 +187,9 @@ async def _resync(kube: KubeClient, loop: Loop, queue: WorkQueue, settings: Sett
                         queue.ensure(Key(resource, *place), later, within_seconds=SPREAD_SECONDS)
                 except KubeError as error:
                     log.warning("resync", extra={"kind": resource.kind, "why": str(error)})
+                except Exception:
+                    # Nobody waits for this task: without the next round nobody would know that there is none.
+                    log.exception("resync", extra={"kind": resource.kind})
         wait = RESYNC_SECONDS
         await asyncio.sleep(RESYNC_SECONDS)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cutover_operator import access
+from cutover_operator import access, main
 from cutover_operator.access import Access
 from cutover_operator.kube import KubeClient
-from cutover_operator.port import CONFIG_MAPS, PODS, Conflict, Invalid, KubeError
+from cutover_operator.loop import Loop
+from cutover_operator.plan import Key, Plan
+from cutover_operator.port import CONFIG_MAPS, MODEL_ROLLOUTS, PODS, Conflict, Invalid, KubeError
+from cutover_operator.settings import Settings
+from cutover_operator.workqueue import WorkQueue
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -107,6 +113,16 @@ async def test_refusals_have_their_own_kinds(kube: KubeClient, script: Script) -
         await kube.apply_status(NOTE)
 
 
+@pytest.mark.parametrize("text", ["<html>the proxy says hello</html>", "", "[]"])
+async def test_an_answer_that_is_not_of_an_api_server_is_an_error_like_others(
+    kube: KubeClient, script: Script, text: str
+) -> None:
+    script.answers = [web.Response(text=text)]
+    for asked in (kube.get(CONFIG_MAPS, "ns", "note"), kube.list(CONFIG_MAPS, "ns"), kube.apply(NOTE)):
+        with pytest.raises(KubeError, match="no JSON object"):
+            await asked
+
+
 async def test_a_list_that_outlives_its_snapshot_starts_again(kube: KubeClient, script: Script) -> None:
     first = found(metadata={"continue": "abc"}, items=[{"metadata": {"name": "a"}}])
     last = found(metadata={}, items=[{"metadata": {"name": "b"}}])
@@ -178,3 +194,37 @@ def test_a_kubeconfig_with_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert target.tls is not None
     assert target.tls.verify_mode == ssl.CERT_NONE
     assert "secret" not in repr(target)
+
+
+@pytest.mark.parametrize(
+    "odd", ["<html>the proxy says hello</html>", '{"kind": "Status"}', '{"items": [{}]}']
+)
+async def test_a_resync_goes_on_after_an_answer_that_nobody_foresaw(
+    kube: KubeClient, script: Script, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    monkeypatch.setattr(main, "RESYNC_SECONDS", 0.01)
+    page = found(metadata={}, items=[{"metadata": {"namespace": "ns", "name": "cut"}}])
+    script.answers = [page, web.Response(text=odd), page]
+    passed: asyncio.Queue[Key] = asyncio.Queue()
+    queue = WorkQueue(passed.put, 1)
+    queue.start()
+    loop = Loop(kube, [RolloutOnly()], lambda: datetime.now(UTC))
+    resync = asyncio.create_task(main._resync(kube, loop, queue, Settings()))
+    try:
+        for _ in range(2):
+            key = await asyncio.wait_for(passed.get(), 10)
+            assert key == Key(MODEL_ROLLOUTS, "ns", "cut")
+        assert len(script.requests) >= 3
+    finally:
+        resync.cancel()
+        await asyncio.gather(resync, return_exceptions=True)
+        await queue.stop()
+
+
+class RolloutOnly:
+    resource = MODEL_ROLLOUTS
+
+    async def gather(self, key: Key, now: datetime) -> None: ...
+
+    def decide(self, world: None, now: datetime) -> Plan:
+        raise AssertionError("nobody runs a pass")

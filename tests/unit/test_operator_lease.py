@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any, Literal
 
 import pytest
 
 from cutover_operator.lease import GatedKube, Lease, NotLeading
-from cutover_operator.port import CONFIG_MAPS, LEASES, KubeError
+from cutover_operator.port import CONFIG_MAPS, LEASES, KubeError, Object
 from fakes.kube import FakeKube
 from fakes.kube_faults import FaultyKube
 
@@ -125,4 +127,69 @@ async def test_a_renewal_that_hangs_does_not_keep_the_gate_open() -> None:
     await one.acquire()
     kube.broken = True
     await asyncio.wait_for(one.keep(), 5)
+    assert not one.held
+
+
+Where = Literal["read", "write", "answer"]
+
+
+class Stopping(FaultyKube):
+    """One renewal stops before its read, before its write or before the answer to it, until `go` is set."""
+
+    where: Where | None = None
+
+    def __init__(self, inner: FakeKube) -> None:
+        super().__init__(inner)
+        self.there, self.go, self.over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def get(self, resource: Any, namespace: str, name: str) -> Object | None:
+        return await self._stop("read", super().get(resource, namespace, name))
+
+    async def replace(self, obj: Object) -> Object:
+        return await self._stop("answer", self._stop("write", super().replace(obj)))
+
+    async def _stop(self, where: Where, then: Coroutine[Any, Any, Any]) -> Any:
+        if where != self.where:
+            return await then
+        self.where = None
+        answer = await then if where == "answer" else None
+        self.there.set()
+        try:
+            await self.go.wait()
+            return answer or await then
+        finally:
+            then.close()
+            self.over.set()
+
+
+@pytest.mark.parametrize("where", ["read", "write", "answer"])
+async def test_a_renewal_ends_with_its_keeper(where: Where) -> None:
+    kube = Stopping(FakeKube())
+    one = Lease(kube, "ns", "lease", "one", retry_seconds=0.02)
+    await one.acquire()
+    keeping = asyncio.create_task(one.keep())
+    kube.where = where
+    await asyncio.wait_for(kube.there.wait(), 5)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert keeping.cancelled()
+    assert kube.over.is_set()
+    assert one.held, "it still leads, and may hand over"
+
+
+@pytest.mark.parametrize("where", ["read", "write", "answer"])
+async def test_nothing_that_was_under_way_takes_a_released_lease_back(where: Where) -> None:
+    inner = FakeKube()
+    kube = Stopping(inner)
+    one = Lease(kube, "ns", "lease", "one")
+    await one.acquire()
+    kube.where = where
+    renewal = asyncio.create_task(one._try())
+    await asyncio.wait_for(kube.there.wait(), 5)
+    await one.release()
+    kube.go.set()
+    await renewal
+    assert not one.held
+    assert inner.peek(LEASES, "ns", "lease")["spec"]["holderIdentity"] == ""
+    assert not await one._try(), "nor does it begin again"
     assert not one.held

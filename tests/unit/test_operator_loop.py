@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -18,9 +20,10 @@ from cutover_operator import conditions, events, health, watches
 from cutover_operator.conditions import Fact
 from cutover_operator.loop import SAY_AFTER_FAILURES, Loop
 from cutover_operator.plan import Apply, Delete, Key, Notice, Plan, SetFinalizer, Swap
-from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, Object
+from cutover_operator.port import CONFIG_MAPS, EVENTS, JOBS, TRAINING_RUNS, Conflict, KubeError, Object
 from cutover_operator.telemetry import JsonFormatter, Telemetry
-from fakes.kube import FakeKube
+from cutover_operator.workqueue import WorkQueue
+from fakes.kube import Change, FakeKube
 from fakes.kube_faults import Crash, Fault, FaultyKube
 from fakes.training_town import KEY, NAMESPACE, RUN, SPEC, START
 
@@ -325,3 +328,198 @@ async def test_a_change_seen_while_a_routine_pass_writes_is_told_apart_from_its_
     hasty.strangers = ("of somebody else",)
     assert await loop.run_pass(KEY) == 0.0, "looked at again at once"
     assert memory.told == ["keep 2", "changed"]
+
+
+class Watched:
+    """A loop and its queue, told of every change by a watch, as the process has them."""
+
+    def __init__(self, kube: FakeKube, port: Any, reconciler: Fixed, failures: int = 0) -> None:
+        """`failures`: of passes before."""
+        self.telemetry = Telemetry()
+        self.loop = Loop(
+            port,
+            [reconciler],
+            lambda: NOW,
+            self.telemetry,
+            failures=lambda key: failures + self.queue.failures(key),
+            memories={TRAINING_RUNS: Noting()},
+            ask=lambda key: self.queue.add(key),
+        )
+        self.queue = WorkQueue(self._pass, 1)
+        self.late: list[str] | None = None
+        """Where a list is, the watch is behind: it tells of what is there when asked to `catch_up`."""
+        kube.watch(self._seen)
+
+    async def passes(self) -> dict[str, float]:
+        """How passes ended until none was wanted at once; back-offs are not waited for."""
+        self.queue.start()
+        self.queue.add(KEY)
+        try:
+            await asyncio.wait_for(self.queue.idle(), 10)
+        finally:
+            await self.queue.stop()
+        ends = {
+            end: self.telemetry.registry.get_sample_value(
+                "cutover_operator_passes_total", {"kind": "TrainingRun", "outcome": end}
+            )
+            for end in ("ok", "error", "conflict")
+        }
+        return {end: count for end, count in ends.items() if count}
+
+    def catch_up(self) -> list[bool]:
+        """Whether each change that the watch was behind with asks for a pass."""
+        late, self.late = self.late or [], None
+        return [self.loop.changed(KEY, version) for version in late]
+
+    async def _pass(self, key: Key) -> float | None:
+        # Nothing in memory waits for anything: without this, passes without end would let no deadline be noticed.
+        await asyncio.sleep(0)
+        return await self.loop.run_pass(key)
+
+    def _seen(self, change: Change) -> None:
+        version = change.obj["metadata"]["resourceVersion"]
+        if self.late is not None:
+            self.late.append(version)
+        elif self.loop.changed(KEY, version):
+            self.queue.add(KEY)
+
+
+ROUTINE = Plan(before=(Swap(note("ledger", n="1")),), status={"stage": "train"}, routine=True)
+
+
+class Refusing(FaultyKube):
+    """The first status write fails, and somebody edits the object meanwhile, if told to."""
+
+    def __init__(self, inner: FakeKube, edited: bool) -> None:
+        super().__init__(inner)
+        self._inner = inner
+        self._edited = edited
+        self._refuse = True
+
+    async def apply_status(self, obj: Object) -> Object:
+        if not self._refuse:
+            return await super().apply_status(obj)
+        self._refuse = False
+        if self._edited:
+            self._inner.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"].update(suspend=True))
+        raise KubeError(500, "etcdserver: request timed out")
+
+
+async def test_a_change_seen_while_a_routine_write_fails_does_not_wait_for_the_back_off(
+    kube: FakeKube,
+) -> None:
+    class Once(Fixed):
+        def decide(self, world: Seen, now: datetime) -> Plan:
+            return Plan() if world.parent["spec"].get("suspend") else self.plan
+
+    watched = Watched(kube, Refusing(kube, edited=True), Once(kube, ROUTINE))
+    assert await watched.passes() == {"error": 1, "ok": 1}
+    assert 'errors_total{error="KubeError",kind="TrainingRun"} 1.0' in watched.telemetry.exposition().decode()
+
+
+async def test_what_a_routine_pass_wrote_before_it_failed_does_not_end_the_back_off(kube: FakeKube) -> None:
+    watched = Watched(kube, Refusing(kube, edited=False), Fixed(kube, ROUTINE))
+    assert await watched.passes() == {"error": 1}
+    assert kube.all(CONFIG_MAPS), "it was written"
+
+
+async def test_a_watch_that_is_late_tells_nothing_new_of_a_routine_pass_that_failed(kube: FakeKube) -> None:
+    watched = Watched(kube, Refusing(kube, edited=False), Fixed(kube, ROUTINE))
+    watched.late = []
+    assert await watched.passes() == {"error": 1}
+    assert watched.catch_up() == [False]
+
+
+def stalled(kube: FakeKube) -> Condition:
+    conditions_ = kube.peek(TRAINING_RUNS, NAMESPACE, RUN)["status"]["conditions"]
+    (found,) = [one for one in conditions_ if one["type"] == "Stalled"]
+    return Condition.model_validate(found)
+
+
+class Broken(Fixed):
+    """Fails with another port each time, until the run is suspended."""
+
+    what = "connection reset by peer"
+    ports = itertools.count(40_000)
+
+    def decide(self, world: Seen, now: datetime) -> Plan:
+        if world.parent["spec"].get("suspend"):
+            return Plan()
+        raise KubeError(500, f"read tcp 10.0.0.1:{next(self.ports)}->10.0.0.2:443: {self.what}")
+
+
+async def test_that_the_operator_is_stuck_is_said_within_the_back_off(kube: FakeKube) -> None:
+    watched = Watched(kube, kube, Broken(kube), failures=SAY_AFTER_FAILURES)
+    assert await watched.passes() == {"error": 1}
+    assert (stalled(kube).status, stalled(kube).reason) == ("True", "OperatorError")
+
+
+async def test_a_watch_that_is_late_tells_only_the_owner_that_the_operator_is_stuck(kube: FakeKube) -> None:
+    watched = Watched(kube, kube, Broken(kube), failures=SAY_AFTER_FAILURES)
+    watched.late = []
+    assert await watched.passes() == {"error": 1}
+    (version,) = watched.late
+    assert watched.catch_up() == [False]
+    assert watched.loop.changed(Key(TRAINING_RUNS, NAMESPACE, "owner"), version)
+
+
+async def test_an_error_is_said_again_for_other_words_or_another_spec_and_not_for_other_figures(
+    kube: FakeKube,
+) -> None:
+    broken = Broken(kube)
+    loop = Loop(kube, [broken], lambda: NOW, failures=lambda key: SAY_AFTER_FAILURES)
+
+    async def said() -> Condition:
+        with pytest.raises(KubeError):
+            await loop.run_pass(KEY)
+        return stalled(kube)
+
+    first = await said()
+    assert await said() == first
+    broken.what = "no route to host"
+    other = await said()
+    assert "no route to host" in other.message
+    kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"]["compute"].update(gpus=2))
+    assert (await said()).observed_generation == first.observed_generation + 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_change_seen_while_it_is_said_that_the_operator_is_stuck_does_not_wait(
+    kube: FakeKube, refused: bool
+) -> None:
+    class Hasty(Refusing):
+        async def apply_status(self, obj: Object) -> Object:
+            if refused:
+                return await super().apply_status(obj)
+            written = await kube.apply_status(obj)
+            kube.edit(TRAINING_RUNS, NAMESPACE, RUN, lambda live: live["spec"].update(suspend=True))
+            return written
+
+    watched = Watched(kube, Hasty(kube, edited=True), Broken(kube), failures=SAY_AFTER_FAILURES)
+    assert await watched.passes() == {"error": 1, "ok": 1}
+
+
+async def test_a_child_that_cannot_be_made_leaves_it_said_that_the_operator_is_stuck(kube: FakeKube) -> None:
+    calm = Condition(
+        type="Stalled", status="False", reason="NothingBlocks", last_transition_time="2026-11-22T09:00:00Z"
+    )
+    ready = calm.model_copy(update={"type": "Succeeded", "status": "Unknown"})
+    status = {"stage": "train", "conditions": [calm.to_wire(), ready.to_wire()]}
+    fixed = Fixed(kube, Plan(status=status, after=(Apply(note("Not_A_Name")),)))
+    await Watched(kube, kube, fixed, failures=SAY_AFTER_FAILURES).passes()
+    for _ in range(2):
+        assert await Watched(kube, kube, fixed, failures=SAY_AFTER_FAILURES).passes() == {"error": 1}
+        assert (stalled(kube).status, stalled(kube).reason) == ("True", "OperatorError")
+    fixed.plan = Plan(status=status, after=(Apply(note("a-name")),))
+    await Loop(kube, [fixed], lambda: NOW).run_pass(KEY)
+    assert (stalled(kube).status, stalled(kube).reason) == ("False", "NothingBlocks")
+
+
+async def test_an_object_that_goes_is_given_up_though_the_operator_was_stuck(kube: FakeKube) -> None:
+    held = Fixed(kube, Plan(after=(SetFinalizer(True), Apply(note("Not_A_Name")))))
+    assert await Watched(kube, kube, held, failures=SAY_AFTER_FAILURES).passes()
+    assert stalled(kube).reason == "OperatorError"
+    await kube.as_user().delete(TRAINING_RUNS, NAMESPACE, RUN)
+    leaving = Fixed(kube, Plan(status={"stage": "train"}, after=(SetFinalizer(False),)))
+    await Loop(kube, [leaving], lambda: NOW).run_pass(KEY)
+    assert not kube.all(TRAINING_RUNS)

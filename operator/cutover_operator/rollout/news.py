@@ -6,13 +6,12 @@ the number of its rollouts; so figures alone go out with the next evidence check
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from cutover.api.base import Condition
 from cutover.api.modelrollout import ModelRolloutStatus
+from cutover_operator.conditions import words
 
-_FIGURES = re.compile(r"[-+]?\d[\d.,:]*")
 FIGURES = ("actual_weight", "accuracy_text")
 WAITING = "Waiting"
 """Begins the reasons under which the message only says how far the evidence has come."""
@@ -53,4 +52,4 @@ def _same_words(old: Condition | ModelRolloutStatus, new: Condition | ModelRollo
 
 
 def _words(reason: str, message: str) -> str:
-    return "" if reason.startswith(WAITING) else _FIGURES.sub("#", message)
+    return "" if reason.startswith(WAITING) else words(message)
