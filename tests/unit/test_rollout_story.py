@@ -419,7 +419,57 @@ async def test_promote_and_skip_are_carried_out_once() -> None:
     assert "p1" in status["message"]
 
 
+async def test_a_shadow_step_that_was_skipped_has_proven_nothing_and_accuracy_is_asked_for_live() -> None:
+    town = await started(candidate=Behaviour(accuracy=0.96), requests_per_second=40.0)
+    await run_until(town, lambda s: s.get("shadow") == 100 and "stepConfirmedAt" in s)
+    labelling, town._label = town._label, lambda: None  # type: ignore[method-assign]
+    town.edit(request={"id": "s1", "action": "skip"})
+    status = await settle(town, 60)
+    assert (status["weight"], status["reason"]) == (10, "WaitingForEvidence"), "nobody labels"
+    assert "no labels yet" in status["message"]
+    assert all(g["verdict"] == "pass" for g in status["gates"] if g["name"] != "accuracy")
+    town._label = labelling  # type: ignore[method-assign]
+    final = (await run_until(town, finished))[-1]
+    assert final["finish"] == "Promoted"
+    assert [s["outcome"] for s in final["steps"]] == ["Skipped", *["passed"] * 4]
+    assert all("accuracy" in s["message"] for s in final["steps"][1:])
+
+
+async def test_a_live_step_that_was_skipped_takes_nothing_from_what_the_shadow_step_proved() -> None:
+    town = await started()
+    await at_weight(town, 10)
+    town._label = lambda: None  # type: ignore[method-assign]
+    town.edit(request={"id": "s1", "action": "skip"})
+    final = (await run_until(town, finished))[-1]
+    assert final["finish"] == "Promoted"
+    assert not any("accuracy" in s["message"] for s in final["steps"][1:])
+
+
 # ---------------------------------------------------------------- edits, references, neighbours
+async def test_steps_that_were_edited_while_the_evidence_was_lost_begin_anew_once_it_is_back() -> None:
+    town = await started()
+    await at_weight(town, 25)
+    kept = town.kube.objects.pop((CONFIG_MAPS, NAMESPACE, "cut-evidence"))
+    town.edit(steps=[{**STEPS[0], "minRequests": 60}, *STEPS[1:]])
+    status = await settle(town, 2)
+    assert (status["reason"], status["weight"]) == ("EvidenceLost", 25)
+    town.kube.objects[CONFIG_MAPS, NAMESPACE, "cut-evidence"] = kept
+    status = await settle(town, 1)
+    assert (status["step"], status["weight"], status["reason"]) == (0, 0, "StepsChanged")
+
+
+async def test_steps_that_were_edited_while_the_evidence_was_lost_begin_once_after_retry() -> None:
+    town = await started()
+    await at_weight(town, 25)
+    town.kube.objects.pop((CONFIG_MAPS, NAMESPACE, "cut-evidence"))
+    town.edit(steps=[{**STEPS[0], "minRequests": 60}, *STEPS[1:]])
+    await settle(town, 2)
+    town.edit(request={"id": "again-1", "action": "retry"})
+    status = await settle(town, 2)
+    assert [s["outcome"] for s in status["steps"]][-2:] == ["Retried", ""], "not begun anew twice"
+    assert (await run_until(town, finished))[-1]["finish"] == "Promoted"
+
+
 async def test_new_steps_in_mid_rollout_go_back_to_the_first_at_the_lower_weight() -> None:
     town = await started()
     await at_weight(town, 50)

@@ -16,7 +16,7 @@ from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title, too_large
 from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
-from cutover_operator.rollout.gates import EXCUSABLE, advance_names, named_gates
+from cutover_operator.rollout.gates import EXCUSABLE, PASSED, advance_names, named_gates, passed_steps
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
@@ -44,6 +44,11 @@ def _judged(d: Draft) -> tuple[Verdict, ...]:
         evidence.custom,
     )
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
+
+
+def _needed(d: Draft) -> frozenset[str]:
+    """Names of the gates this step needs, by the spec and by how the steps before were left."""
+    return advance_names(d.spec, min(d.status.step, len(d.spec.steps) - 1), passed_steps(d.spec, d.status))
 
 
 def _stop(d: Draft, reason: str, message: str) -> bool:
@@ -145,7 +150,7 @@ def judged(d: Draft) -> bool:
     d.move = _move(d)
     part = d.ledger.since_step(d.status.step)
     mine, theirs = answered(part, "candidate"), answered(part, "control")
-    names = advance_names(d.spec, d.step)
+    names = _needed(d)
     worst = "pass" if all(v.verdict == "pass" for v in d.verdicts if v.gate.name in names) else "insufficient"
     if any(v.verdict == "unavailable" for v in d.verdicts if v.gate.name in names):
         worst = "unavailable"
@@ -161,7 +166,7 @@ def judged(d: Draft) -> bool:
 
 def _move(d: Draft) -> Move:
     """What the verdicts allow, by the same rule that simulated rollouts follow."""
-    names = advance_names(d.spec, d.step)
+    names = _needed(d)
     found = {reason for reason, _ in d.missing}
     late = d.deadline_passed(d.status.step_entered_at, d.step.deadline)
     move = choose(
@@ -326,17 +331,15 @@ def advance(d: Draft) -> bool:
         else:
             d.say(d.missing[0][0], text)
         return True
-    passed = (
-        "; ".join(v.message for v in d.verdicts if v.gate.name in advance_names(d.spec, d.step))
-        or "time and requests"
-    )
-    d.leave_step("passed", passed)
+    names = _needed(d)
+    passed = "; ".join(v.message for v in d.verdicts if v.gate.name in names) or "time and requests"
+    d.leave_step(PASSED, passed)
     if d.status.step + 1 < len(d.spec.steps):
         d.enter_step(d.status.step + 1)
     elif d.status.weight < 100:
         d.set(weight=100)
         d.enter_step(d.status.step, 100)
-        d.leave_step("passed", passed)
+        d.leave_step(PASSED, passed)
         promote(d, f"passed the last step: {passed}")
     else:
         promote(d, f"passed the last step: {passed}")
@@ -370,7 +373,7 @@ def _missing(d: Draft) -> list[tuple[str, str]]:
     if evidence.scraped_replicas < len(d.world.gateways):
         text = f"Prometheus scrapes {evidence.scraped_replicas} of {len(d.world.gateways)} gateway pods"
         found.append(("ScrapeIncomplete", text))
-    names = advance_names(d.spec, step)
+    names = _needed(d)
     for verdict in d.verdicts:
         if verdict.gate.name in names and verdict.verdict != "pass":
             found.append((EVIDENCE_REASONS[verdict.verdict == "unavailable"], verdict.message))
