@@ -70,7 +70,7 @@ def _ahead(
         known = ModelRolloutSpec.model_validate(spec)
     except ValidationError:
         return None
-    unconfirmed = [] if status.step_confirmed_at else ["the step is not in force on every gateway yet"]
+    unconfirmed = [] if status.step_confirmed_at else ["the step is not in force and counted everywhere yet"]
     return prospects(known, status, ledger, now, [*in_the_way, *unconfirmed])
 
 
@@ -127,7 +127,7 @@ def _unconfirmed(status: ModelRolloutStatus, step: Object) -> list[str]:
     if status.step_confirmed_at:
         return []
     least = span(_seconds(step.get("minDuration", "1h")))
-    return [f"the step's {least} count from when every gateway serves its route; that is not yet so"]
+    return [f"the step's {least} count from when every gateway serves it and is read; that is not yet so"]
 
 
 def _time(status: ModelRolloutStatus, step: Object, now: datetime) -> list[str]:

@@ -294,6 +294,65 @@ async def test_outage_longer_than_declared_rolls_back_when_told_to() -> None:
     assert (statuses[-1]["finish"], statuses[-1]["reason"]) == ("RolledBack", "MetricsUnavailable")
 
 
+@pytest.mark.parametrize("fault", ["unreachable", "a new Prometheus that scrapes nothing"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"request": {"id": "s1", "action": "skip"}},
+        {"steps": [{"weight": 3, "minDuration": "60s", "minRequests": 500}, *STEPS[3:]]},
+    ],
+    ids=["skip", "other steps"],
+)
+async def test_a_step_entered_while_the_metrics_are_away_begins_when_they_are_back(
+    change: dict[str, Any], fault: str
+) -> None:
+    steps = [{**step, "minRequests": 500} for step in STEPS]
+    town = await started(spec={"steps": steps}, samples_kept=1000, requests_per_second=60.0)
+    await at_weight(town, 25)
+    if fault == "unreachable":
+        town.prometheus_down = "connection refused"
+    else:
+        town.scraping = False
+        town.history.clear()
+    before = await settle(town, 90)
+    town.edit(**change)
+    status = await settle(town, 3)
+    entered = status["weight"]
+    assert entered != 25
+    assert (status["phase"], status["reason"]) == ("Holding", "MetricsUnavailable")
+    assert status["unavailableSince"] == before["unavailableSince"], "the outage is not forgotten by an order"
+    assert "stepConfirmedAt" not in status
+    assert condition(status, "RouteInSync")["status"] == "True"
+    town.prometheus_down, town.scraping = "", True
+    back = town.now
+    seen = await run_until(town, lambda s: s["weight"] != entered, ticks=60)
+    assert seen[-1]["weight"] > entered
+    stay = [s for s in seen if s["weight"] == entered]
+    assert not any("reached the candidate" in s["message"] for s in stay), "only what this step was asked for"
+    assert "0 of 500 requests in this step" in stay[0]["message"]
+    assert town.now - back >= 60, "minDuration begins with the evidence"
+    assert abs(float(stay[-1]["actualWeight"].rstrip("%")) - entered) < 4
+
+
+async def test_a_second_step_entered_before_the_first_was_ever_counted_begins_with_its_own_counts() -> None:
+    town = await started(
+        spec={"steps": LIVE_ONLY},
+        candidate=Behaviour(accuracy=0.96),
+        samples_kept=1000,
+        requests_per_second=60.0,
+    )
+    town.prometheus_down = "connection refused"
+    await at_weight(town, 10)
+    await settle(town, 60)
+    town.edit(request={"id": "s1", "action": "skip"})
+    status = await settle(town, 3)
+    assert (status["weight"], status["reason"]) == (25, "MetricsUnavailable")
+    town.prometheus_down = ""
+    stay = await run_until(town, lambda s: s["weight"] != 25, ticks=60)
+    assert not any("reached the candidate" in s["message"] for s in stay)
+    assert stay[-1]["weight"] == 50
+
+
 async def test_lost_evidence_holds_until_a_person_says_retry() -> None:
     town = await started()
     await at_weight(town, 25)

@@ -68,18 +68,25 @@ def pods_gone(d: Draft) -> bool:
 
 
 def confirm(d: Draft) -> bool:
-    """A step's time runs from the moment every gateway pod reports the step's route."""
+    """A step's time runs from the moment every gateway pod reports the step's route. After the first step the
+    metrics have to be there too: else its evidence would begin with what was counted under the step before."""
     late = d.out_of_sync()
     if late:
         if d.status.step_confirmed_at is None and not d.promoted:
             d.say("RouteNotInSync", f"waiting until every gateway serves the step: {late}")
         return False
-    if d.status.step_confirmed_at is None:
+    known = d.world.evidence.metrics is None
+    if d.status.step_confirmed_at is None and (known or d.promoted or _first_of_all(d)):
         d.set(step_confirmed_at=stamp(d.now))
-        if d.ledger is not None and d.world.evidence.metrics is None and not d.promoted:
+        if d.ledger is not None and known and not d.promoted:
             d.ledger = d.ledger.with_mark(d.now.timestamp(), d.status.step)
             d.ledger_due = True
     return False
+
+
+def _first_of_all(d: Draft) -> bool:
+    """Whether the evidence began with this step: whatever is counted later on is its own."""
+    return d.ledger is not None and [m.step for m in d.ledger.marks] == [d.status.step]
 
 
 def evidence_lost(d: Draft) -> bool:
@@ -131,10 +138,11 @@ def metrics_unavailable(d: Draft) -> bool:
 
 
 def _first_scrape(d: Draft, problem: Unavailable) -> bool:
+    """Whether a first step has no series because its gateways have only just begun to serve it, or not yet."""
     if problem.kind != "NoSeries" or d.status.step != 0 or d.condition_is("MetricsAvailable", "True"):
         return False
     if d.status.step_confirmed_at is None:
-        return True
+        return bool(d.out_of_sync())
     return d.status.unavailable_since is None and d.since(d.status.step_confirmed_at) < FIRST_SCRAPE_SECONDS
 
 
