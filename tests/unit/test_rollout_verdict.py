@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +102,34 @@ def test_messages_say_what_is_missing_and_when() -> None:
     assert "more labels like these needed" in found.message
     assert "at this pace" in found.message
     assert "0.95 (n=200)" in found.message
+
+
+@pytest.mark.parametrize("doubles", [(0, 0), (960, 40)], ids=["reviewers unknown", "reviewers err in 2 %"])
+@pytest.mark.parametrize(
+    ("right", "wrong", "step"), [(35, 0, 0), (140, 8, 0), (93, 7, 0), (465, 45, 0), (20, 0, 1), (37, 3, 1)]
+)
+def test_a_gate_passes_with_as_many_more_labels_as_its_message_says(
+    right: int, wrong: int, step: int, doubles: tuple[int, int]
+) -> None:
+    """At the shadow step, and without one at a live step that certifies less."""
+    spec = SPEC if step == 0 else spec_of(steps=rollout_spec()["steps"][1:])
+    n = right + wrong
+
+    def after(more: float) -> Verdict:
+        scale = 1 + more / n
+        counts = labels(right * scale, wrong * scale).totals
+        said = {
+            f"doubles/overall/{what}": float(x)
+            for what, x in zip(("same", "different"), doubles, strict=True)
+        }
+        return verdict("accuracy", replace(ledger_of(), totals={**counts, **said}), spec, step)
+
+    message = after(0).message
+    found = re.search(r"about (\d+) more labels like these needed", message)
+    assert found is not None, message
+    more = int(found[1])
+    assert after(more).verdict == "pass"
+    assert after(0.8 * more - 1).verdict == "insufficient"
 
 
 def test_labels_that_cannot_be_read_are_unavailable_but_a_proven_breach_stays_one() -> None:
