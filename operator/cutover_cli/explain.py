@@ -18,7 +18,7 @@ from cutover_cli.layout import age, is_trouble
 from cutover_cli.prospects import Prospects, prospects
 from cutover_cli.rollout_view import status_of, step_title
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.gates import advance_names, named_gates, passed_steps
 from cutover_operator.rollout.wording import number, span
 
 Object = Mapping[str, Any]
@@ -70,7 +70,7 @@ def _ahead(
         known = ModelRolloutSpec.model_validate(spec)
     except ValidationError:
         return None
-    unconfirmed = [] if status.step_confirmed_at else ["the step is not in force on every gateway yet"]
+    unconfirmed = [] if status.step_confirmed_at else ["the step is not in force and counted everywhere yet"]
     return prospects(known, status, ledger, now, [*in_the_way, *unconfirmed])
 
 
@@ -127,7 +127,7 @@ def _unconfirmed(status: ModelRolloutStatus, step: Object) -> list[str]:
     if status.step_confirmed_at:
         return []
     least = span(_seconds(step.get("minDuration", "1h")))
-    return [f"the step's {least} count from when every gateway serves its route; that is not yet so"]
+    return [f"the step's {least} count from when every gateway serves it and is read; that is not yet so"]
 
 
 def _time(status: ModelRolloutStatus, step: Object, now: datetime) -> list[str]:
@@ -161,8 +161,8 @@ def _wanted_gates(spec: Object, status: ModelRolloutStatus) -> list[str]:
         known = ModelRolloutSpec.model_validate(spec)
     except ValidationError:
         return [gate.name for gate in status.gates]
-    here = known.steps[status.step] if status.step < len(known.steps) else known.steps[-1]
-    needed = advance_names(known, here)
+    here = min(status.step, len(known.steps) - 1)
+    needed = advance_names(known, here, passed_steps(known, status))
     return [gate.name for gate in named_gates(known) if gate.name in needed]
 
 

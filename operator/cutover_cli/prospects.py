@@ -14,7 +14,7 @@ from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.rollout.forecast import Forecast, forecast, requests_missing
-from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.gates import advance_names, named_gates, passed_steps
 from cutover_operator.rollout.wording import span
 
 
@@ -37,7 +37,7 @@ def prospects(
     index = min(status.step, len(spec.steps) - 1)
     step = spec.steps[index]
     counted = datetime.fromtimestamp(ledger.written_at, UTC)
-    needed = advance_names(spec, step)
+    needed = advance_names(spec, index, passed_steps(spec, status))
     told = [forecast(spec, index, ledger, gate, status.weight) for gate in named_gates(spec)]
     lines, times, unknown = [], [], list(in_the_way)
     heading_down = False

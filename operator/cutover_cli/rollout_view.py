@@ -46,7 +46,7 @@ def _head(meta: Object, spec: Object, status: ModelRolloutStatus, now: datetime)
     if confirmed:
         times.append(f"in force for {age(confirmed, now)}")
     elif entered and not status.finish:
-        times.append("not in force everywhere yet")
+        times.append("not in force and counted everywhere yet")
     step = (
         f"{status.step + 1}/{len(steps)} {step_title(steps[status.step])}" if status.step < len(steps) else ""
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,26 @@ async def test_explain_says_how_many_labels_are_missing_and_when(
     assert "Next decision expected around" in text
     assert "what comes last is gate accuracy" in text
     assert "gate latency" not in text
+
+
+@pytest.mark.parametrize("accuracy", [0.94, 0.99])
+async def test_explain_and_the_operator_name_the_same_number_of_labels(
+    accuracy: float, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await after(
+        100,
+        spec={"analysis": SLOW_LABELS},
+        candidate=Behaviour(accuracy=accuracy),
+        requests_per_second=0.3,
+        tick_seconds=20,
+    )
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    figures = re.findall(r"n=(\d+)\).* about (\d+) more labels like these (needed|to pass)", text)
+    assert [word for _, _, word in figures] == ["needed", "to pass"], text
+    said, foretold = (int(n) + int(more) for n, more, _ in figures)
+    assert said == pytest.approx(foretold, rel=0.05, abs=2)
 
 
 async def test_explain_before_the_first_label_counts_from_the_deadline(

@@ -180,6 +180,14 @@ def test_explain_names_what_is_missing_and_what_comes() -> None:
     assert "errorrate" not in text
 
 
+def test_explain_asks_for_accuracy_after_a_skipped_shadow_step() -> None:
+    one = rollout()
+    one["status"]["gates"][0] |= {"verdict": "insufficient", "message": "no labels yet"}
+    assert "gate accuracy-damagetype" not in explain(one, NOW)
+    one["status"]["steps"][0]["outcome"] = "Skipped"
+    assert "gate accuracy-damagetype has too little evidence: no labels yet" in explain(one, NOW)
+
+
 def test_explain_says_what_a_person_has_set() -> None:
     spec = {"freeze": True, "hold": True, "request": {"id": "r-1", "action": "skip"}}
     text = explain(rollout(spec), NOW)

@@ -128,11 +128,41 @@ def test_the_interval_holds_the_observed_share_and_narrows(s: int, f: int, alpha
         assert wide[1] >= high - 1e-9
 
 
-def test_labels_still_needed_are_a_fair_estimate() -> None:
-    assert still_needed(93, 7, 0.9, 1, 30, 0.05) == pytest.approx(509.7, abs=0.5)
+def test_labels_still_needed_are_where_the_mixture_crosses() -> None:
+    assert still_needed(93, 7, 0.9, 1, 30, 0.05) == pytest.approx(641.3, rel=0.02)
     assert still_needed(90, 10, 0.9, 1, 30, 0.05) is None
     assert still_needed(0, 0, 0.9, 1, 30, 0.05) is None
     assert still_needed(9900, 100, 0.9, 1, 30, 0.05) == 0.0
+
+
+@given(
+    st.integers(20, 100_000),
+    st.floats(0.02, 0.98),
+    st.floats(0.0005, 1.0),
+    st.sampled_from([(1, 30.0), (-1, 20.0)]),
+    st.sampled_from([0.1, 0.05, 0.045, 0.001]),
+)
+def test_that_many_more_prove_it_and_a_fifth_fewer_do_not(
+    n: int, p0: float, beyond: float, kind: tuple[Side, float], alpha: float
+) -> None:
+    """`beyond`: how far the share lies between the limit and the end."""
+    side, kappa = kind
+    seen = p0 + beyond * ((1 - p0) if side > 0 else -p0)
+    right, wrong = seen * n, (1 - seen) * n
+    more = still_needed(right, wrong, p0, side, kappa, alpha)
+    assert more is not None
+
+    def evidence(extra: float) -> float:
+        scale = 1 + extra / n
+        return log_e_of(right * scale, wrong * scale, p0, side, kappa)
+
+    assert evidence(more) >= math.log(1 / alpha) - 1e-9
+    assert more == 0 or evidence(0.8 * more) < math.log(1 / alpha)
+
+
+def test_an_almost_nothing_beyond_the_limit_is_no_number() -> None:
+    for more in (still_needed(9e15 + 2, 1e15, 0.9, 1, 30, 0.05), still_needed(1, 1e-320, 0.5, 1, 30, 0.05)):
+        assert more is None or math.isfinite(more)
 
 
 def test_a_share_outside_its_range_is_refused() -> None:

@@ -283,6 +283,20 @@ def test_time_beyond_the_least_duration_of_a_shadow_step_was_spent_on_labels() -
     assert "Labels were what took longest: 80 % of 10h" in text
 
 
+def test_a_live_step_after_a_skipped_shadow_step_waited_for_labels_too() -> None:
+    def longest(outcome: str) -> str:
+        stays = [
+            {"index": 0, "name": "shadow 100%", "enteredAt": "2030-01-01T00:00:00Z", "leftAt": "2030-01-01T01:00:00Z"},
+            {"index": 1, "name": "weight 50%", "enteredAt": "2030-01-01T01:00:00Z", "leftAt": "2030-01-01T11:00:00Z"},
+        ]  # fmt: skip
+        stays[0]["outcome"] = outcome
+        steps = [{"shadow": 100, "minDuration": "1h"}, {"weight": 50, "minDuration": "1h"}, {"weight": 100}]
+        return taught(status(steps=stays), steps=steps)
+
+    assert "Labels were what took longest" in longest("Skipped")
+    assert "Answers were what took longest" in longest("passed")
+
+
 def test_a_rollout_that_waited_for_the_clock_alone_is_told_so() -> None:
     text = taught(
         status(finish="Promoted", phase="Promoted"),

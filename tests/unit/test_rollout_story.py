@@ -294,6 +294,65 @@ async def test_outage_longer_than_declared_rolls_back_when_told_to() -> None:
     assert (statuses[-1]["finish"], statuses[-1]["reason"]) == ("RolledBack", "MetricsUnavailable")
 
 
+@pytest.mark.parametrize("fault", ["unreachable", "a new Prometheus that scrapes nothing"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"request": {"id": "s1", "action": "skip"}},
+        {"steps": [{"weight": 3, "minDuration": "60s", "minRequests": 500}, *STEPS[3:]]},
+    ],
+    ids=["skip", "other steps"],
+)
+async def test_a_step_entered_while_the_metrics_are_away_begins_when_they_are_back(
+    change: dict[str, Any], fault: str
+) -> None:
+    steps = [{**step, "minRequests": 500} for step in STEPS]
+    town = await started(spec={"steps": steps}, samples_kept=1000, requests_per_second=60.0)
+    await at_weight(town, 25)
+    if fault == "unreachable":
+        town.prometheus_down = "connection refused"
+    else:
+        town.scraping = False
+        town.history.clear()
+    before = await settle(town, 90)
+    town.edit(**change)
+    status = await settle(town, 3)
+    entered = status["weight"]
+    assert entered != 25
+    assert (status["phase"], status["reason"]) == ("Holding", "MetricsUnavailable")
+    assert status["unavailableSince"] == before["unavailableSince"], "the outage is not forgotten by an order"
+    assert "stepConfirmedAt" not in status
+    assert condition(status, "RouteInSync")["status"] == "True"
+    town.prometheus_down, town.scraping = "", True
+    back = town.now
+    seen = await run_until(town, lambda s: s["weight"] != entered, ticks=60)
+    assert seen[-1]["weight"] > entered
+    stay = [s for s in seen if s["weight"] == entered]
+    assert not any("reached the candidate" in s["message"] for s in stay), "only what this step was asked for"
+    assert "0 of 500 requests in this step" in stay[0]["message"]
+    assert town.now - back >= 60, "minDuration begins with the evidence"
+    assert abs(float(stay[-1]["actualWeight"].rstrip("%")) - entered) < 4
+
+
+async def test_a_second_step_entered_before_the_first_was_ever_counted_begins_with_its_own_counts() -> None:
+    town = await started(
+        spec={"steps": LIVE_ONLY},
+        candidate=Behaviour(accuracy=0.96),
+        samples_kept=1000,
+        requests_per_second=60.0,
+    )
+    town.prometheus_down = "connection refused"
+    await at_weight(town, 10)
+    await settle(town, 60)
+    town.edit(request={"id": "s1", "action": "skip"})
+    status = await settle(town, 3)
+    assert (status["weight"], status["reason"]) == (25, "MetricsUnavailable")
+    town.prometheus_down = ""
+    stay = await run_until(town, lambda s: s["weight"] != 25, ticks=60)
+    assert not any("reached the candidate" in s["message"] for s in stay)
+    assert stay[-1]["weight"] == 50
+
+
 async def test_lost_evidence_holds_until_a_person_says_retry() -> None:
     town = await started()
     await at_weight(town, 25)
@@ -419,7 +478,57 @@ async def test_promote_and_skip_are_carried_out_once() -> None:
     assert "p1" in status["message"]
 
 
+async def test_a_shadow_step_that_was_skipped_has_proven_nothing_and_accuracy_is_asked_for_live() -> None:
+    town = await started(candidate=Behaviour(accuracy=0.96), requests_per_second=40.0)
+    await run_until(town, lambda s: s.get("shadow") == 100 and "stepConfirmedAt" in s)
+    labelling, town._label = town._label, lambda: None  # type: ignore[method-assign]
+    town.edit(request={"id": "s1", "action": "skip"})
+    status = await settle(town, 60)
+    assert (status["weight"], status["reason"]) == (10, "WaitingForEvidence"), "nobody labels"
+    assert "no labels yet" in status["message"]
+    assert all(g["verdict"] == "pass" for g in status["gates"] if g["name"] != "accuracy")
+    town._label = labelling  # type: ignore[method-assign]
+    final = (await run_until(town, finished))[-1]
+    assert final["finish"] == "Promoted"
+    assert [s["outcome"] for s in final["steps"]] == ["Skipped", *["passed"] * 4]
+    assert all("accuracy" in s["message"] for s in final["steps"][1:])
+
+
+async def test_a_live_step_that_was_skipped_takes_nothing_from_what_the_shadow_step_proved() -> None:
+    town = await started()
+    await at_weight(town, 10)
+    town._label = lambda: None  # type: ignore[method-assign]
+    town.edit(request={"id": "s1", "action": "skip"})
+    final = (await run_until(town, finished))[-1]
+    assert final["finish"] == "Promoted"
+    assert not any("accuracy" in s["message"] for s in final["steps"][1:])
+
+
 # ---------------------------------------------------------------- edits, references, neighbours
+async def test_steps_that_were_edited_while_the_evidence_was_lost_begin_anew_once_it_is_back() -> None:
+    town = await started()
+    await at_weight(town, 25)
+    kept = town.kube.objects.pop((CONFIG_MAPS, NAMESPACE, "cut-evidence"))
+    town.edit(steps=[{**STEPS[0], "minRequests": 60}, *STEPS[1:]])
+    status = await settle(town, 2)
+    assert (status["reason"], status["weight"]) == ("EvidenceLost", 25)
+    town.kube.objects[CONFIG_MAPS, NAMESPACE, "cut-evidence"] = kept
+    status = await settle(town, 1)
+    assert (status["step"], status["weight"], status["reason"]) == (0, 0, "StepsChanged")
+
+
+async def test_steps_that_were_edited_while_the_evidence_was_lost_begin_once_after_retry() -> None:
+    town = await started()
+    await at_weight(town, 25)
+    town.kube.objects.pop((CONFIG_MAPS, NAMESPACE, "cut-evidence"))
+    town.edit(steps=[{**STEPS[0], "minRequests": 60}, *STEPS[1:]])
+    await settle(town, 2)
+    town.edit(request={"id": "again-1", "action": "retry"})
+    status = await settle(town, 2)
+    assert [s["outcome"] for s in status["steps"]][-2:] == ["Retried", ""], "not begun anew twice"
+    assert (await run_until(town, finished))[-1]["finish"] == "Promoted"
+
+
 async def test_new_steps_in_mid_rollout_go_back_to_the_first_at_the_lower_weight() -> None:
     town = await started()
     await at_weight(town, 50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutover.api.modelrollout import ModelRolloutSpec
+from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus, StepRecord
 from cutover.task import Task
 from cutover_operator.evidence.ledger import MARKS_KEPT, Ledger
 from cutover_operator.evidence.samples import Unavailable
@@ -20,6 +21,7 @@ from cutover_operator.rollout.gates import (
     ladder,
     mistakes,
     named_gates,
+    passed_steps,
     steps_hash,
 )
 from cutover_operator.rollout.verdict import Bench, Verdict, judge
@@ -100,6 +102,34 @@ def test_messages_say_what_is_missing_and_when() -> None:
     assert "more labels like these needed" in found.message
     assert "at this pace" in found.message
     assert "0.95 (n=200)" in found.message
+
+
+@pytest.mark.parametrize("doubles", [(0, 0), (960, 40)], ids=["reviewers unknown", "reviewers err in 2 %"])
+@pytest.mark.parametrize(
+    ("right", "wrong", "step"), [(35, 0, 0), (140, 8, 0), (93, 7, 0), (465, 45, 0), (20, 0, 1), (37, 3, 1)]
+)
+def test_a_gate_passes_with_as_many_more_labels_as_its_message_says(
+    right: int, wrong: int, step: int, doubles: tuple[int, int]
+) -> None:
+    """At the shadow step, and without one at a live step that certifies less."""
+    spec = SPEC if step == 0 else spec_of(steps=rollout_spec()["steps"][1:])
+    n = right + wrong
+
+    def after(more: float) -> Verdict:
+        scale = 1 + more / n
+        counts = labels(right * scale, wrong * scale).totals
+        said = {
+            f"doubles/overall/{what}": float(x)
+            for what, x in zip(("same", "different"), doubles, strict=True)
+        }
+        return verdict("accuracy", replace(ledger_of(), totals={**counts, **said}), spec, step)
+
+    message = after(0).message
+    found = re.search(r"about (\d+) more labels like these needed", message)
+    assert found is not None, message
+    more = int(found[1])
+    assert after(more).verdict == "pass"
+    assert after(0.8 * more - 1).verdict == "insufficient"
 
 
 def test_labels_that_cannot_be_read_are_unavailable_but_a_proven_breach_stays_one() -> None:
@@ -243,12 +273,45 @@ def test_early_steps_may_certify_less_and_the_step_before_all_traffic_the_limit_
 
 
 def test_who_decides_at_which_step() -> None:
-    assert advance_names(SPEC, SPEC.steps[0]) == {"accuracy"}
-    assert advance_names(SPEC, SPEC.steps[1]) == {"latency", "errorrate", "cost"}
+    assert advance_names(SPEC, 0, ()) == {"accuracy"}
+    assert advance_names(SPEC, 1, {0}) == {"latency", "errorrate", "cost"}
+    assert advance_names(SPEC, 1, ()) == {"accuracy", "latency", "errorrate", "cost"}
     bare = spec_of(steps=rollout_spec()["steps"][1:])
-    assert advance_names(bare, bare.steps[0]) == {"accuracy", "latency", "errorrate", "cost"}
+    assert advance_names(bare, 0, ()) == {"accuracy", "latency", "errorrate", "cost"}
+    assert advance_names(bare, 1, {0}) == {"accuracy", "latency", "errorrate", "cost"}
     own = spec_of(steps=[{"weight": 10, "gates": ["cost"]}, {"weight": 100}])
-    assert advance_names(own, own.steps[0]) == {"cost"}
+    assert advance_names(own, 0, ()) == {"cost"}
+    unasked = spec_of(steps=[{"shadow": 100, "gates": []}, {"weight": 100}])
+    assert "accuracy" in advance_names(unasked, 1, {0}), "that shadow step proves nothing about accuracy"
+
+
+def status_of(*records: tuple[int, str], spec: ModelRolloutSpec = SPEC) -> ModelRolloutStatus:
+    """Steps that were entered, and how they were left."""
+    steps = [
+        StepRecord(index=index, name="s", entered_at="2030-01-01T00:00:00Z", outcome=outcome)
+        for index, outcome in records
+    ]
+    return ModelRolloutStatus(steps=steps, steps_hash=steps_hash(spec))
+
+
+def test_only_a_step_that_was_left_by_passing_proves_anything() -> None:
+    def passed(*records: tuple[int, str]) -> frozenset[int]:
+        return passed_steps(SPEC, status_of(*records))
+
+    assert passed((0, "passed"), (1, "")) == {0}
+    for outcome in ("Skipped", "Promoted", "StepsChanged", "CandidateChanged", "Retried", "Aborted", ""):
+        assert passed((0, outcome), (1, "")) == set()
+    assert passed((0, "passed"), (1, "StepsChanged"), (0, "Skipped"), (1, "")) == set()
+    assert passed((0, "Skipped"), (1, "StepsChanged"), (0, "passed"), (1, "")) == {0}
+    assert passed((0, "passed"), (1, "passed"), (2, "Retried"), (0, "passed"), (4, "")) == {0}, (
+        "a walk begins with the first step"
+    )
+    assert passed_steps(SPEC, status_of((0, "passed"), (1, "Skipped"), (2, "")), before=1) == {0}
+
+
+def test_what_passed_under_other_steps_or_gates_proves_nothing_about_these() -> None:
+    before = status_of((0, "passed"), (1, ""), spec=spec_of(gates=[{"metric": "errorRate", "limit": 0.05}]))
+    assert passed_steps(SPEC, before) == set()
 
 
 def test_gates_have_names_of_their_own() -> None:

@@ -415,7 +415,7 @@ class ModelRolloutStatus(StatusModel):
     step_text: Annotated[str, Field(max_length=32)] = ""
     step_entered_at: Timestamp | None = None
     step_confirmed_at: Timestamp | None = None
-    """Since when every gateway serves this step's route: the step's time counts from here."""
+    """Since when every gateway serves this step's route and, after the first step, is read: its time counts from here."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
     shadow: Annotated[int, Field(ge=0, le=100)] = 0
     actual_weight: Annotated[str, Field(max_length=16)] = ""

@@ -69,10 +69,9 @@ def floors(spec: ModelRolloutSpec, ledger: Ledger, gate: NamedGate, floor: float
 
 
 def judged(
-    spec: ModelRolloutSpec, ledger: Ledger, gate: NamedGate, floor: float | None, available: bool
+    spec: ModelRolloutSpec, ledger: Ledger, gate: NamedGate, seen: Floors, available: bool
 ) -> tuple[Judged, str]:
-    """What is proven, and the numbers in words. `floor`: what this step's certificate must exceed."""
-    seen = floors(spec, ledger, gate, floor)
+    """What is proven, and the numbers in words. `seen`: the floors of this step's certificate."""
     fail_alpha = gate.rollback_alpha if gate.rolls_back else 0.0
     margin = gate.gate.margin
     paired = margin is not None and has_pairs(spec)

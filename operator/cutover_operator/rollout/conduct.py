@@ -16,7 +16,7 @@ from cutover_operator.rollout.counts import answered, shadow_counts
 from cutover_operator.rollout.draft import Draft, parsed, stamp, step_title, too_large
 from cutover_operator.rollout.entering import promote
 from cutover_operator.rollout.gate_tests import odd_share
-from cutover_operator.rollout.gates import EXCUSABLE, advance_names, named_gates
+from cutover_operator.rollout.gates import EXCUSABLE, PASSED, advance_names, named_gates, passed_steps
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS
 from cutover_operator.rollout.serving import health
@@ -46,6 +46,11 @@ def _judged(d: Draft) -> tuple[Verdict, ...]:
     return tuple(judge(bench, gate) for gate in named_gates(d.spec))
 
 
+def _needed(d: Draft) -> frozenset[str]:
+    """Names of the gates this step needs, by the spec and by how the steps before were left."""
+    return advance_names(d.spec, min(d.status.step, len(d.spec.steps) - 1), passed_steps(d.spec, d.status))
+
+
 def _stop(d: Draft, reason: str, message: str) -> bool:
     d.finish("RolledBack", reason, message)
     return True
@@ -63,18 +68,25 @@ def pods_gone(d: Draft) -> bool:
 
 
 def confirm(d: Draft) -> bool:
-    """A step's time runs from the moment every gateway pod reports the step's route."""
+    """A step's time runs from the moment every gateway pod reports the step's route. After the first step the
+    metrics have to be there too: else its evidence would begin with what was counted under the step before."""
     late = d.out_of_sync()
     if late:
         if d.status.step_confirmed_at is None and not d.promoted:
             d.say("RouteNotInSync", f"waiting until every gateway serves the step: {late}")
         return False
-    if d.status.step_confirmed_at is None:
+    known = d.world.evidence.metrics is None
+    if d.status.step_confirmed_at is None and (known or d.promoted or _first_of_all(d)):
         d.set(step_confirmed_at=stamp(d.now))
-        if d.ledger is not None and d.world.evidence.metrics is None and not d.promoted:
+        if d.ledger is not None and known and not d.promoted:
             d.ledger = d.ledger.with_mark(d.now.timestamp(), d.status.step)
             d.ledger_due = True
     return False
+
+
+def _first_of_all(d: Draft) -> bool:
+    """Whether the evidence began with this step: whatever is counted later on is its own."""
+    return d.ledger is not None and [m.step for m in d.ledger.marks] == [d.status.step]
 
 
 def evidence_lost(d: Draft) -> bool:
@@ -126,10 +138,11 @@ def metrics_unavailable(d: Draft) -> bool:
 
 
 def _first_scrape(d: Draft, problem: Unavailable) -> bool:
+    """Whether a first step has no series because its gateways have only just begun to serve it, or not yet."""
     if problem.kind != "NoSeries" or d.status.step != 0 or d.condition_is("MetricsAvailable", "True"):
         return False
     if d.status.step_confirmed_at is None:
-        return True
+        return bool(d.out_of_sync())
     return d.status.unavailable_since is None and d.since(d.status.step_confirmed_at) < FIRST_SCRAPE_SECONDS
 
 
@@ -145,7 +158,7 @@ def judged(d: Draft) -> bool:
     d.move = _move(d)
     part = d.ledger.since_step(d.status.step)
     mine, theirs = answered(part, "candidate"), answered(part, "control")
-    names = advance_names(d.spec, d.step)
+    names = _needed(d)
     worst = "pass" if all(v.verdict == "pass" for v in d.verdicts if v.gate.name in names) else "insufficient"
     if any(v.verdict == "unavailable" for v in d.verdicts if v.gate.name in names):
         worst = "unavailable"
@@ -161,7 +174,7 @@ def judged(d: Draft) -> bool:
 
 def _move(d: Draft) -> Move:
     """What the verdicts allow, by the same rule that simulated rollouts follow."""
-    names = advance_names(d.spec, d.step)
+    names = _needed(d)
     found = {reason for reason, _ in d.missing}
     late = d.deadline_passed(d.status.step_entered_at, d.step.deadline)
     move = choose(
@@ -326,17 +339,15 @@ def advance(d: Draft) -> bool:
         else:
             d.say(d.missing[0][0], text)
         return True
-    passed = (
-        "; ".join(v.message for v in d.verdicts if v.gate.name in advance_names(d.spec, d.step))
-        or "time and requests"
-    )
-    d.leave_step("passed", passed)
+    names = _needed(d)
+    passed = "; ".join(v.message for v in d.verdicts if v.gate.name in names) or "time and requests"
+    d.leave_step(PASSED, passed)
     if d.status.step + 1 < len(d.spec.steps):
         d.enter_step(d.status.step + 1)
     elif d.status.weight < 100:
         d.set(weight=100)
         d.enter_step(d.status.step, 100)
-        d.leave_step("passed", passed)
+        d.leave_step(PASSED, passed)
         promote(d, f"passed the last step: {passed}")
     else:
         promote(d, f"passed the last step: {passed}")
@@ -370,7 +381,7 @@ def _missing(d: Draft) -> list[tuple[str, str]]:
     if evidence.scraped_replicas < len(d.world.gateways):
         text = f"Prometheus scrapes {evidence.scraped_replicas} of {len(d.world.gateways)} gateway pods"
         found.append(("ScrapeIncomplete", text))
-    names = advance_names(d.spec, step)
+    names = _needed(d)
     for verdict in d.verdicts:
         if verdict.gate.name in names and verdict.verdict != "pass":
             found.append((EVIDENCE_REASONS[verdict.verdict == "unavailable"], verdict.message))

@@ -115,9 +115,13 @@ def edited(d: Draft) -> bool:
     digest = gates.steps_hash(d.spec)
     if d.status.steps_hash in ("", digest):
         return False
-    d.set(steps_hash=digest)
-    if not d.running or d.ledger is None:
+    if not d.running:
+        d.set(steps_hash=digest)
         return False
+    if d.ledger is None:
+        # It may go on when the evidence is there again: until then it is not forgotten that these are other steps.
+        return False
+    d.set(steps_hash=digest)
     weight = min(d.status.weight, d.spec.steps[0].weight or 0)
     message = f"steps or gates changed: back to step 1 at weight {weight}%"
     d.leave_step("StepsChanged", message)
@@ -184,7 +188,7 @@ def other_orders(d: Draft) -> bool:
         d.say("RetryRequested", f"watching the promoted model anew (request {order.id})")
         return True
     if order.action == "retry" and lost and d.running:
-        d.set(handled_request=order.id)
+        d.set(handled_request=order.id, steps_hash=gates.steps_hash(d.spec))
         d.leave_step("Retried", f"request {order.id}")
         d.enter_step(0)
         d.condition("EvidenceLost", "False", "Retried")

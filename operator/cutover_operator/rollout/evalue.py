@@ -27,6 +27,9 @@ LOG_E_BOUND = 1e6
 KAPPA_ACCURACY = 30.0
 KAPPA_SHARE = 20.0
 KAPPA_RATIO = 10.0
+RAY_LOOKS = 12
+"""Most evaluations to find how many more outcomes a proof needs."""
+RAY_EXACT = 1.02
 _LOG_HALF = math.log(0.5)
 
 Side = Literal[-1, 1]
@@ -159,7 +162,7 @@ def divergence(p: float, q: float) -> float:
 def still_needed(
     successes: float, failures: float, p0: float, side: Side, kappa: float, alpha: float
 ) -> float | None:
-    """How many more outcomes like those seen so far would reach `1 / alpha`.
+    """How many more outcomes like those seen so far bring `log_e` to `log(1 / alpha)`, to 2 % and never too few.
 
     None when they point the wrong way (or nowhere), so that no number of them would.
     """
@@ -170,8 +173,27 @@ def still_needed(
     if side * (seen - p0) <= 0:
         return None
     gain = divergence(seen, p0)
-    missing = math.log(1.0 / alpha) - log_e_of(successes, failures, p0, side, kappa)
-    return max(0.0, missing / gain) if gain > 0 else None
+    goal = math.log(1.0 / alpha)
+    reached = log_e_of(successes, failures, p0, side, kappa)
+    if reached >= goal:
+        return 0.0
+    if gain <= 0:
+        return None
+    # More outcomes of one share are a ray, on which the evidence is convex and gains at most `gain` by each: that gain
+    # alone never leads beyond the crossing, and the line through two points before it never falls short.
+    low, most = 0.0, math.inf
+    for _ in range(RAY_LOOKS):
+        further = low + (goal - reached) / gain
+        scale = 1.0 + further / n
+        then = log_e_of(successes * scale, failures * scale, p0, side, kappa)
+        if then >= goal:
+            return further
+        if then > reached:
+            most = further + (goal - then) * (further - low) / (then - reached)
+        if most <= RAY_EXACT * further:
+            break
+        low, reached = further, then
+    return most if math.isfinite(most) else None
 
 
 def refuted(

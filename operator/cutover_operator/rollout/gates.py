@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import wraps
 from typing import Literal, TypeVar
 
-from cutover.api.modelrollout import Gate, ModelRolloutSpec, Step
+from cutover.api.modelrollout import Gate, ModelRolloutSpec, ModelRolloutStatus, Step
 from cutover.contract import FIELD_OVERALL, LATENCY_EDGES_SECONDS
 from cutover.task import Task
 
@@ -43,6 +43,8 @@ SLOW_SHARE = 0.05
 """latency: the share of answers that may be slower than the limit."""
 DEFAULT_RATIO_MARGIN = 0.5
 """Relative regressions against the control: how much larger a share may be (1 + margin times)."""
+PASSED = "passed"
+"""Outcome in the record of a step whose gates have all passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,46 +122,71 @@ def named_gates(spec: ModelRolloutSpec) -> tuple[NamedGate, ...]:
     return tuple(found)
 
 
-def proves_accuracy(spec: ModelRolloutSpec, step: Step) -> bool:
-    """Whether leaving this step needs every accuracy gate at its full limit: a shadow step that keeps its default."""
-    gates = [g for g in named_gates(spec) if g.metric == "accuracy" and g.advances]
-    return step.shadow is not None and bool(gates) and all(g.name in _names_for(spec, step) for g in gates)
+def passed_steps(
+    spec: ModelRolloutSpec, status: ModelRolloutStatus, before: int | None = None
+) -> frozenset[int]:
+    """Indices of the steps that were left by passing since the rollout last began with its first step. `before`: as of
+    the record at this position of `status.steps`.
+
+    What was left in any other way is not proven, and what was left under other steps or gates says nothing about these.
+    """
+    if status.steps_hash not in ("", steps_hash(spec)):
+        return frozenset()
+    passed, seen = set[int](), set[int]()
+    for record in reversed(status.steps[:before]):
+        if record.index not in seen and record.outcome == PASSED:
+            passed.add(record.index)
+        seen.add(record.index)
+        if record.index == 0:
+            break
+    return frozenset(passed)
 
 
-def advance_names(spec: ModelRolloutSpec, step: Step) -> frozenset[str]:
-    """Names of the gates that must pass to leave a step."""
-    names = _advance_names(spec).get(id(step))
-    return names if names is not None else _names_for(spec, step)
+def advance_names(spec: ModelRolloutSpec, index: int, passed: Container[int]) -> frozenset[str]:
+    """Names of the gates that must pass to leave a step, when the steps `passed` were left by passing."""
+    needs = _needs(spec)
+    proven = any(proof < index and proof in passed for proof in needs.proofs)
+    return (needs.proven if proven else needs.unproven)[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Of all steps, with accuracy proven in a shadow step before and without."""
+
+    proofs: tuple[int, ...]
+    """Shadow steps that are left with every accuracy gate proven at its full limit."""
+    proven: tuple[frozenset[str], ...]
+    unproven: tuple[frozenset[str], ...]
 
 
 @_once_per_spec
-def _advance_names(spec: ModelRolloutSpec) -> dict[int, frozenset[str]]:
-    """By the steps of the spec, which live as long as it does."""
-    return {id(step): _names_for(spec, step) for step in spec.steps}
+def _needs(spec: ModelRolloutSpec) -> _Needs:
+    unproven = tuple(_names_for(spec, step, False) for step in spec.steps)
+    accuracy = {g.name for g in named_gates(spec) if g.metric == "accuracy" and g.advances}
+    return _Needs(
+        proofs=tuple(
+            i
+            for i, step in enumerate(spec.steps)
+            if step.shadow is not None and accuracy and accuracy <= unproven[i]
+        ),
+        proven=tuple(_names_for(spec, step, True) for step in spec.steps),
+        unproven=unproven,
+    )
 
 
-def _names_for(spec: ModelRolloutSpec, step: Step) -> frozenset[str]:
+def _names_for(spec: ModelRolloutSpec, step: Step, proven: bool) -> frozenset[str]:
     gates = [g for g in named_gates(spec) if g.advances]
     if step.gates is not None:
         return frozenset(step.gates)
     if step.shadow is not None:
         return frozenset(g.name for g in gates if g.metric in SHADOW_GATES)
     wanted: set[Metric] = set(LIVE_GATES)
-    if not _accuracy_proven_before(spec, step):
+    if not proven:
         wanted.add("accuracy")
     # A gate that can only advance would decide nothing at all if no step asked for it.
     return frozenset(
         g.name for g in gates if g.metric in wanted or (not g.rolls_back and g.metric not in SHADOW_GATES)
     )
-
-
-def _accuracy_proven_before(spec: ModelRolloutSpec, step: Step) -> bool:
-    for earlier in spec.steps:
-        if earlier is step:
-            return False
-        if earlier.shadow is not None and proves_accuracy(spec, earlier):
-            return True
-    return False
 
 
 def ladder(spec: ModelRolloutSpec, index: int, metric: Metric) -> float:

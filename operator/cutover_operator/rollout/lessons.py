@@ -14,7 +14,7 @@ from cutover.api.modelrollout import ModelRolloutSpec, ModelRolloutStatus, Step,
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.rollout.accounts import DEPENDENCY_GOAL, SAVING_GOAL, bill, dependency, is_hosted
 from cutover_operator.rollout.counts import answered, label_counts
-from cutover_operator.rollout.gates import advance_names, named_gates
+from cutover_operator.rollout.gates import advance_names, named_gates, passed_steps
 from cutover_operator.rollout.wording import percent, span
 
 MISSING_SHARE = 0.10
@@ -92,7 +92,10 @@ def _what_took_longest(facts: Facts) -> Iterable[str]:
 def _awaited(facts: Facts, stay: Stay) -> str:
     if stay.step is None:
         return "answers"
-    needed = advance_names(facts.spec, stay.step)
+    position = facts.status.steps.index(stay.record)
+    needed = advance_names(
+        facts.spec, stay.record.index, passed_steps(facts.spec, facts.status, before=position)
+    )
     labels = any(gate.name in needed and gate.metric == "accuracy" for gate in named_gates(facts.spec))
     return "labels" if labels else "answers"
 

@@ -195,7 +195,7 @@ def _with(world: World, obj: Object) -> World:
 
 
 def _lasts(world: World) -> bool:
-    """A rollout at a step that every gateway serves, or one that is watched after its promotion."""
+    """A rollout at a step whose time has begun, or one that is watched after its promotion."""
     status = world.status
     return (
         world.deleted_at is None

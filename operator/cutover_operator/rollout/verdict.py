@@ -250,8 +250,9 @@ def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair]) -> Segments:
 # ---------------------------------------------------------------- accuracy
 def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
     limit, margin = gate.gate.limit, gate.gate.margin
-    floor = certified_accuracy(bench.spec, bench.step, limit) if limit is not None else None
-    found, what = accuracy.judged(bench.spec, bench.ledger, gate, floor, bench.labels is None)
+    certified = certified_accuracy(bench.spec, bench.step, limit) if limit is not None else None
+    seen = accuracy.floors(bench.spec, bench.ledger, gate, certified)
+    found, what = accuracy.judged(bench.spec, bench.ledger, gate, seen, bench.labels is None)
     if found.code == Code.FAIL and found.against_control:
         message = f"{what}; below the control's by more than {margin:g}"
         return _made(gate, found, message, limit, CONTROL_REASONS["accuracy"])
@@ -263,10 +264,10 @@ def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
         return _made(gate, found, what, limit)
     n, value = float(found.samples), _float(found.value)
     tail = "; more labels on both arms are needed to compare them"
-    if limit is not None and floor is not None and value is not None:
+    if seen.limit is not None and seen.floor is not None and value is not None:
         right = value * n
-        more = still_needed(right, n - right, floor, 1, KAPPA_ACCURACY, bench.risk)
-        wrong_side = value < limit
+        more = still_needed(right, n - right, seen.floor, 1, KAPPA_ACCURACY, seen.pass_alpha)
+        wrong_side = value < seen.limit
         if wrong_side or more is None or more > 0 or margin is None:
             tail = _missing(bench, more, n, "labels", wrong_side)
     elif limit is not None:

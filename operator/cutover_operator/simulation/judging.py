@@ -68,7 +68,8 @@ class Rules:
     def of(cls, spec: ModelRolloutSpec) -> Rules:
         gates, steps = named_gates(spec), spec.steps
         floors = np.asarray([[_floor(spec, i, g) for g in gates] for i in range(len(steps))])
-        names = [advance_names(spec, step) for step in steps]
+        # Nobody skips here: what stands at a step has passed those before.
+        names = [advance_names(spec, i, range(i)) for i in range(len(steps))]
         return cls(
             spec=spec,
             gates=gates,
