@@ -368,12 +368,15 @@ def compare_accuracy(
 def judge_cost(
     answers: ArrayLike, usd: ArrayLike, log_wealth: ArrayLike, *, limit: float, fail_alpha: ArrayLike
 ) -> Judged:
-    """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average."""
+    """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average.
+
+    `usd` NaN: no price was seen yet, which is not a cost of nothing.
+    """
     n, mean = np.asarray(answers, dtype=np.float64), portion(usd, answers)
     wealth = np.asarray(log_wealth, dtype=np.float64)
     above = mean > limit
     fail = above & (wealth >= log_level(fail_alpha))
-    good = ~above & (n >= COST_MIN_ANSWERS)
+    good = (mean <= limit) & (n >= COST_MIN_ANSWERS)
     none = np.zeros(n.shape, bool)
     return Judged(_coded(fail, good), mean, n, None, wealth, none, none, none)
 

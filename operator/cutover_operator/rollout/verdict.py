@@ -280,7 +280,7 @@ def _cost(bench: Bench, gate: NamedGate) -> Verdict:
     n = answered(bench.ledger.totals, "candidate")
     found = gate_tests.judge_cost(
         n,
-        bench.ledger.total("cost/candidate"),
+        bench.ledger.totals.get("cost/candidate", math.nan),
         bench.ledger.bettor.log_wealth,
         limit=limit,
         fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
@@ -291,6 +291,9 @@ def _cost(bench: Bench, gate: NamedGate) -> Verdict:
         return _made(gate, found, what, limit, REASONS["cost"])
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
+    if mean is None and n > 0:
+        tail = "; no price seen yet: the gateway's price table may lack the model"
+        return _made(gate, found, what + tail, limit)
     if mean is not None and mean > limit:
         return _made(gate, found, f"{what}; above it, not yet proven", limit)
     return _made(gate, found, what + _missing(bench, COST_MIN_ANSWERS - n, n, "answers", False), limit)
