@@ -8,6 +8,7 @@ the tests for drift. A ledger says which object (uid) and which candidate versio
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -102,6 +103,11 @@ class Ledger:
     def epochs(self, fresh_from: int = 1) -> list[tuple[int, Totals]]:
         """(index from 1, totals since then) of the marks at or after `fresh_from`."""
         return [(m.k - fresh_from + 1, minus(self.totals, m.totals)) for m in self.marks if m.k >= fresh_from]
+
+    def segments(self, fresh_from: int = 1) -> list[Totals]:
+        """What was counted from each mark at or after `fresh_from` to the next, one for each of `epochs`."""
+        bounds = [*(m.totals for m in self.marks if m.k >= fresh_from), self.totals]
+        return [minus(later, earlier) for earlier, later in itertools.pairwise(bounds)]
 
     @property
     def first_open_hour(self) -> int:

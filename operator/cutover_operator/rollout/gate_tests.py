@@ -145,11 +145,12 @@ def violations(
     return found
 
 
-def ratio_violation(segments: Segments, ratio: float) -> Floats:
+def ratio_violation(segments: Segments, ratio: float, k: ArrayLike | None = None) -> Floats:
     """Evidence that the candidate's bad share is more than `ratio` times the control's, who serves the same minutes.
 
     Of the bad events of both arms only a part should be the candidate's (Lindon and Malek, 2020); segments are
-    separate data about one hypothesis, so their e-values multiply.
+    separate data about one hypothesis, so the e-values of those since a mark multiply. `k` numbers the marks as for
+    `violations`: one mixture over where the trouble may have begun, so that good weeks before hide nothing.
     """
     mine, theirs = segments.candidate.all, segments.control.all
     both = (mine > 0) & (theirs > 0)
@@ -161,7 +162,12 @@ def ratio_violation(segments: Segments, ratio: float) -> Floats:
         1,
         KAPPA_RATIO,
     )
-    return np.asarray(found.sum(axis=0))
+    return mixture(since_each(found), k)
+
+
+def since_each(log_es: Floats) -> Floats:
+    """Of segments, oldest first: the sums from each of them to the newest, shape `(epochs, ...)` in and out."""
+    return np.asarray(np.cumsum(log_es[::-1], axis=0)[::-1])
 
 
 def _suspected(
@@ -235,7 +241,7 @@ def judge_share(
     breach = log_fail >= level
     ratio = np.zeros_like(log_fail)
     if margin is not None or breach.any():
-        ratio = ratio_violation(segments(), 1.0 + (margin if margin is not None else default_margin))
+        ratio = ratio_violation(segments(), 1.0 + (margin if margin is not None else default_margin), k)
     shared = suspected = np.zeros_like(breach)
     if breach.any():
         suspected = breach & _suspected(epochs, mirrored, control_epochs, k, limit)
@@ -382,11 +388,21 @@ def judge_cost(
 
 
 def judge_satisfaction(
-    candidate: Counts, control: Counts, segments: Segments, *, margin: float, fail_alpha: ArrayLike
+    candidate: Counts,
+    control: Counts,
+    segments: Segments,
+    k: ArrayLike | None = None,
+    *,
+    margin: float,
+    fail_alpha: ArrayLike,
 ) -> Judged:
-    """Thumbs down, between the arms only: those who vote choose themselves. Bad is down."""
+    """Thumbs down, between the arms only: those who vote choose themselves. Bad is down.
+
+    A shared incident excuses no thumbs, so `segments` are those of all marks and the risk is spent once, however many
+    incidents make other tests begin anew.
+    """
     n, value = candidate.all, portion(candidate.bad, candidate.all)
-    evidence = ratio_violation(segments, 1.0 + margin)
+    evidence = ratio_violation(segments, 1.0 + margin, k)
     fail = evidence >= log_level(fail_alpha)
     fine = value <= (1 + margin) * portion(control.bad, control.all)
     none = np.zeros(n.shape, bool)

@@ -7,7 +7,6 @@ Missing labels count against what is being proven: as wrong for a pass, as right
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
-from cutover_operator.evidence.ledger import Ledger, Totals, minus
+from cutover_operator.evidence.ledger import Ledger, Totals
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout import accuracy, gate_tests, risk
 from cutover_operator.rollout.counts import (
@@ -157,7 +156,7 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
         _stacked([count(t, "candidate") for _, t in since]),
         [k for k, _ in since],
         _stacked([count(t, "control") for _, t in since]),
-        lambda: _segments(ledger, count),
+        lambda: _segments(ledger, count, ledger.fresh_from),
         limit=share_limit,
         floor=floor,
         fail_alpha=bench.spent(gate.rollback_alpha) if gate.rolls_back else 0.0,
@@ -236,11 +235,9 @@ def _shadow_counter(gate: NamedGate) -> Callable[[Totals], Pair] | None:
     return None
 
 
-def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair]) -> Segments:
-    """What both arms counted from mark to mark since judging began."""
-    marks = sorted((m for m in ledger.marks if m.k >= ledger.fresh_from), key=lambda m: m.k)
-    bounds = [*(m.totals for m in marks), ledger.totals]
-    parts = [minus(later, earlier) for earlier, later in itertools.pairwise(bounds)]
+def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair], first: int = 1) -> Segments:
+    """What both arms counted from mark to mark since the one with this k."""
+    parts = ledger.segments(first)
     return Segments(
         _stacked([count(part, "candidate") for part in parts]),
         _stacked([count(part, "control") for part in parts]),
@@ -310,6 +307,7 @@ def _satisfaction(bench: Bench, gate: NamedGate) -> Verdict:
         Counts(*mine),
         Counts(*theirs),
         _segments(bench.ledger, _votes),
+        [k for k, _ in bench.ledger.epochs()],
         margin=margin,
         fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
     )

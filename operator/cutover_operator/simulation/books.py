@@ -168,10 +168,13 @@ class Books:
         slot = np.argmax(k, axis=0)
         return [self.totals[c, who] - self.marks[slot, c, who] for c in columns]
 
-    def segments(self, who: Ints, mine: tuple[Col, Col], theirs: tuple[Col, Col]) -> Segments:
-        """What both arms counted from mark to mark, (bad, whole) per arm, since judging began."""
+    def segments(
+        self, who: Ints, mine: tuple[Col, Col], theirs: tuple[Col, Col], fresh: bool = True
+    ) -> Segments:
+        """What both arms counted from mark to mark, (bad, whole) per arm, since judging began; since the first mark if
+        not `fresh`."""
         n = self.slots(who)
-        live = self.k_of(who, fresh=True) > 0
+        live = self.k_of(who, fresh) > 0
         last = self.used[who] - 1
 
         def parts(columns: tuple[Col, Col]) -> Counts:

@@ -164,6 +164,7 @@ def _judge(
             Counts(totals[Col.DOWN], totals[Col.UP]),
             Counts(totals[Col.CONTROL_DOWN], totals[Col.CONTROL_UP]),
             _votes(books, who),
+            books.k_of(who, fresh=False),
             margin=gate.gate.margin if gate.gate.margin is not None else DEFAULT_RATIO_MARGIN,
             fail_alpha=fail_alpha,
         )
@@ -274,7 +275,7 @@ def recovered(rules: Rules, books: Books, who: Ints, before: Floats) -> Mask:
 
 
 def _votes(books: Books, who: Ints) -> Segments:
-    """Votes between marks; `Segments` wants (bad, good), and up plus down is the whole."""
-    down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN))
-    up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP))
+    """Votes between all marks; `Segments` wants (bad, good), and up plus down is the whole."""
+    down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN), fresh=False)
+    up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP), fresh=False)
     return Segments(Counts(down.candidate.bad, up.candidate.bad), Counts(down.control.bad, up.control.bad))
