@@ -3,8 +3,8 @@
 Decides nothing. Turns cumulative counts into the logarithm of an e-value: a number whose chance of ever reaching
 `log(1 / alpha)` is at most alpha while the null hypothesis holds (Ville's inequality). The rate version is the
 likelihood ratio mixed over a Beta prior cut to the alternative (Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon
-2021): closed form in the two sums, so scrapes, windows and restarts change nothing. The mean version bets once per
-closed cohort (Waudby-Smith and Ramdas 2020).
+2021): closed form in the two sums, so scrapes, windows and restarts change nothing. Means of other
+values than 0 and 1 are bet on in `betting`.
 
 Everything takes arrays and works element by element, so the same lines judge one rollout and many simulated ones.
 """
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -213,44 +212,3 @@ def interval(
     """`intervals` of one pair of counts."""
     low, high = intervals(successes, failures, alpha, a, b)
     return float(low), float(high)
-
-
-@dataclass(frozen=True, slots=True)
-class Bettor:
-    """Wealth of a bettor against "the mean is at most p0", for values in 0..1, one bet per closed cohort.
-
-    Each bet uses earlier cohorts only. Four numbers, so it survives in a ledger; or four arrays of one shape, for
-    many bettors at once.
-    """
-
-    cohorts: Any = 0
-    mean: Any = 0.0
-    squares: Any = 0.0
-    log_wealth: Any = 0.0
-
-    def bet(self, value: ArrayLike, p0: float, closed: ArrayLike = True) -> Bettor:
-        """The bettor after a cohort whose mean is `value`; values above 1 count as 1, against the alarm.
-
-        With arrays, `closed` says whose cohort closed; the others stay as they are.
-        """
-        x = np.clip(np.asarray(value, dtype=np.float64), 0.0, 1.0)
-        old_count, old_mean = np.asarray(self.cohorts), np.asarray(self.mean, dtype=np.float64)
-        squares, wealth = np.asarray(self.squares, dtype=np.float64), np.asarray(self.log_wealth)
-        prior_weight, prior_variance = 4.0, 0.05
-        n = old_count + prior_weight
-        expected = (old_mean * old_count + p0 * prior_weight) / n
-        variance = (squares + prior_variance * prior_weight) / n
-        gain = expected - p0
-        stake = np.minimum(np.maximum(gain / (variance + gain * gain), 0.02), 0.5 / p0)
-        count = old_count + 1
-        delta = x - old_mean
-        new_mean = old_mean + delta / count
-        after = (
-            count,
-            new_mean,
-            squares + delta * (x - new_mean),
-            np.clip(wealth + np.log1p(stake * (x - p0)), -LOG_E_BOUND, LOG_E_BOUND),
-        )
-        before = (old_count, old_mean, squares, wealth)
-        done = [np.where(closed, new, old) for new, old in zip(after, before, strict=True)]
-        return Bettor(*(one.item() if one.ndim == 0 else one for one in done))

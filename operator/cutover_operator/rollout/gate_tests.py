@@ -95,6 +95,14 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
+class Priced:
+    """Answers and what they cost since each mark, shape `(epochs, ...)`."""
+
+    answers: Any
+    usd: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
     """What both arms counted between one mark and the next, shape `(epochs, ...)`: inside a segment the share of
     requests per arm does not change, which the comparison needs."""
@@ -372,15 +380,26 @@ def compare_accuracy(
 
 
 def judge_cost(
-    answers: ArrayLike, usd: ArrayLike, log_wealth: ArrayLike, *, limit: float, fail_alpha: ArrayLike
+    answers: ArrayLike,
+    usd: ArrayLike,
+    log_wealth: ArrayLike,
+    epochs: Priced | None = None,
+    k: ArrayLike | None = None,
+    *,
+    limit: float,
+    fail_alpha: ArrayLike,
 ) -> Judged:
     """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average.
 
-    `usd` NaN: no price was seen yet, which is not a cost of nothing.
+    `answers` and `usd` since judging began; NaN: no price was seen yet, which is not a cost of nothing. Who fails must
+    have been above the limit since one of the marks: after weeks of health a mean over all of them would be blind.
     """
     n, mean = np.asarray(answers, dtype=np.float64), portion(usd, answers)
     wealth = np.asarray(log_wealth, dtype=np.float64)
     above = mean > limit
+    if epochs is not None and np.shape(epochs.usd)[0]:
+        late = portion(epochs.usd, epochs.answers) > limit
+        above = above | (late if k is None else late & (np.asarray(k) > 0)).any(axis=0)
     fail = above & (wealth >= log_level(fail_alpha))
     good = (mean <= limit) & (n >= COST_MIN_ANSWERS)
     none = np.zeros(n.shape, bool)

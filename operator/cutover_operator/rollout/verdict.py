@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
-from cutover_operator.evidence.ledger import Ledger, Totals
+from cutover_operator.evidence.ledger import Ledger, Totals, limit_key
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout import accuracy, gate_tests, risk
 from cutover_operator.rollout.counts import (
@@ -32,6 +32,7 @@ from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
     Judged,
+    Priced,
     Segments,
 )
 from cutover_operator.rollout.gates import (
@@ -274,18 +275,25 @@ def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
 # ---------------------------------------------------------------- cost and satisfaction
 def _cost(bench: Bench, gate: NamedGate) -> Verdict:
     limit = gate.gate.limit or 0.0
-    n = answered(bench.ledger.totals, "candidate")
+    since = bench.ledger.epochs()
+    spans = [totals for _, totals in since] or [bench.ledger.totals]
+    answers = [answered(totals, "candidate") for totals in spans]
+    usd = [totals.get("cost/candidate", math.nan) for totals in spans]
+    n, purse = answers[0], bench.ledger.cost_bets.get(limit_key(limit))
     found = gate_tests.judge_cost(
         n,
-        bench.ledger.totals.get("cost/candidate", math.nan),
-        bench.ledger.bettor.log_wealth,
+        usd[0],
+        0.0 if purse is None else purse.log_wealth,
+        Priced(np.asarray(answers), np.asarray(usd)),
         limit=limit,
         fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
     )
     mean = _float(found.value)
     what = f"cost {'-' if mean is None else f'{mean:.4g}'} USD per assessment (n={n:.0f}), limit {limit:g}"
     if found.code == Code.FAIL:
-        return _made(gate, found, what, limit, REASONS["cost"])
+        dearest = max(cost / count for cost, count in zip(usd, answers, strict=True) if count > 0)
+        late = f"; {dearest:.4g} USD since a later look" if mean is not None and mean <= limit else ""
+        return _made(gate, found, what + late, limit, REASONS["cost"])
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
     if mean is None and n > 0:

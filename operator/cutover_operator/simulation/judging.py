@@ -6,7 +6,7 @@ same limits, risks and floors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,10 +90,6 @@ class Rules:
         )
 
     @property
-    def cost_limit(self) -> float | None:
-        return min((g.gate.limit for g in self.gates if g.metric == "cost" and g.gate.limit), default=None)
-
-    @property
     def incident_limit(self) -> float:
         """Share of errors within which a control must answer before a shared incident is over."""
         return min((g.gate.limit or 0.05 for g in self.gates if g.metric == "errorRate"), default=0.05)
@@ -124,7 +120,7 @@ def judge_all(
     hours: HourBooks | None,
     who: Ints,
     step: Ints,
-    cost_wealth: Floats,
+    cost_wealth: Mapping[float, Floats],
     incident: Mask,
 ) -> tuple[NDArray[np.int8], Mask]:
     """(codes, shared) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
@@ -142,7 +138,7 @@ def _judge(
     hours: HourBooks | None,
     who: Ints,
     step: Ints,
-    cost_wealth: Floats,
+    cost_wealth: Mapping[float, Floats],
     incident: Mask,
 ) -> Judged:
     gate = rules.gates[index]
@@ -151,11 +147,15 @@ def _judge(
     if gate.metric == "accuracy":
         return _judge_accuracy(rules, gate, books, hours, who, floor, fail_alpha)
     if gate.metric == "cost":
+        limit = gate.gate.limit or 0.0
+        answers, usd = books.since(who, Col.ANSWERED, Col.COST)
         return gate_tests.judge_cost(
-            books.totals[Col.ANSWERED, who],
-            books.totals[Col.COST, who],
-            cost_wealth,
-            limit=gate.gate.limit or 0.0,
+            answers[0],
+            usd[0],
+            cost_wealth[limit],
+            gate_tests.Priced(answers, usd),
+            books.k_of(who, fresh=False),
+            limit=limit,
             fail_alpha=fail_alpha,
         )
     if gate.metric == "satisfaction":
