@@ -30,6 +30,7 @@ _LOG_HALF = math.log(0.5)
 
 Side = Literal[-1, 1]
 Floats = NDArray[np.float64]
+Pair = tuple[ArrayLike, ArrayLike]
 
 
 def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, kappa: float) -> Floats:
@@ -171,6 +172,43 @@ def still_needed(
     gain = divergence(seen, p0)
     missing = math.log(1.0 / alpha) - log_e_of(successes, failures, p0, side, kappa)
     return max(0.0, missing / gain) if gain > 0 else None
+
+
+def log_e_difference(mine: Pair, theirs: Pair, margin: float, side: Side) -> Floats:
+    """Evidence against "my share is at least theirs less `margin`" (side -1) or "at most that" (side +1), from
+    (successes, failures) of two samples whose shares nobody knows.
+
+    Each sample's likelihood ratio, mixed over all shares, is an e-value against any one share; so their product is one
+    against any two, and the smallest product over what the hypothesis allows is one against all of it. The logarithm is
+    convex in the shares, so that it lies where my share is theirs less `margin`, or at the observed ones.
+    """
+    (s, f), (t, g) = (
+        (np.maximum(np.asarray(part, dtype=np.float64), 0.0) for part in pair) for pair in (mine, theirs)
+    )
+    s, f, t, g = np.broadcast_arrays(s, f, t, g)
+    n, m = s + f, t + g
+    own, other = s / np.maximum(n, 1.0), t / np.maximum(m, 1.0)
+    broken = side * (own - other + margin) > 0
+    low = np.clip(np.minimum(own + margin, other), margin, 1.0)
+    high = np.clip(np.maximum(own + margin, other), margin, 1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = _slope(middle - margin, s, f) + _slope(middle, t, g)
+        low, high = np.where(slope < 0, middle, low), np.where(slope < 0, high, middle)
+    shared = np.where(broken, (low + high) / 2, other)
+    mixed = log_beta(1.0 + s, 1.0 + f) + log_beta(1.0 + t, 1.0 + g)
+    least = _log_likelihood(s, f, np.where(broken, shared - margin, own)) + _log_likelihood(t, g, shared)
+    return np.asarray(np.clip(mixed - least, -LOG_E_BOUND, LOG_E_BOUND))
+
+
+def _slope(share: Floats, s: Floats, f: Floats) -> Floats:
+    """Of the negative log-likelihood."""
+    p = np.clip(share, 1e-12, 1 - 1e-12)
+    return np.asarray(((s + f) * p - s) / (p * (1 - p)))
+
+
+def _log_likelihood(s: Floats, f: Floats, share: Floats) -> Floats:
+    return _times_log(s, share) + _times_log(f, 1.0 - share)
 
 
 def refuted(

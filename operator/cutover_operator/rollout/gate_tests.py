@@ -22,9 +22,9 @@ from cutover_operator.rollout.evalue import (
     KAPPA_SHARE,
     Floats,
     Side,
-    intervals,
     log_e,
     log_e_bound,
+    log_e_difference,
     mixture,
     refuted,
 )
@@ -92,6 +92,21 @@ class Labels:
     @property
     def all(self) -> Floats:
         return np.asarray(np.add(np.add(self.right, self.wrong), self.missing, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStretches:
+    """Labels of both arms in stretches of one weight, shape `(stretches, ...)`, see `rollout.stretches`."""
+
+    candidate: Labels
+    control: Labels
+    k: ArrayLike | None = None
+    """Numbers them from 1, 0 where there is none."""
+
+    @classmethod
+    def one(cls, candidate: Labels, control: Labels) -> LabelStretches:
+        arms = (candidate, control)
+        return cls(*(Labels(*(np.asarray(v)[None] for v in (a.right, a.wrong, a.missing))) for a in arms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +296,12 @@ def judge_accuracy(
     margin: float | None,
     available: ArrayLike = True,
     noise: Noise | None = None,
+    stretches: Callable[[], LabelStretches] | None = None,
     exact: bool = True,
 ) -> Judged:
     """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
+
+    `stretches` is what may be compared with the control; None: everything, since no weight ever changed.
 
     Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
     floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
@@ -309,7 +327,8 @@ def judge_accuracy(
         proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:
-        below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
+        alike = LabelStretches.one(total, control) if stretches is None else stretches()
+        below, within = compare_accuracy(alike, margin, level_alpha, pass_alpha)
         worse, proven = ~fail & below, proven & within
     code = _coded(fail | worse, proven & (n > 0))
     code = np.where((code != _FAIL) & ~np.asarray(available), _UNAVAILABLE, code)
@@ -361,22 +380,26 @@ def judge_accuracy_bets(
 
 
 def compare_accuracy(
-    mine: Labels, theirs: Labels, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
+    stretches: LabelStretches, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
 ) -> tuple[Bools, Bools]:
-    """(below the control by more than the margin, within it): two intervals that hold at all times, one per arm, which
-    need no assumption on how the arms' answers go together."""
-    some = (np.asarray(mine.right) + mine.wrong > 0) & (np.asarray(theirs.right) + theirs.wrong > 0)
-    level = np.asarray(fail_alpha, dtype=np.float64)
-    below = np.zeros(np.broadcast_shapes(some.shape, level.shape), bool)
-    if (level > 0).any():
-        safe = np.where(level > 0, level, 1e-300) / 2
-        best = intervals(np.asarray(mine.right) + mine.missing, mine.wrong, safe)[1]
-        least = intervals(theirs.right, np.asarray(theirs.wrong) + theirs.missing, safe)[0]
-        below = some & (level > 0) & (best < least - margin)
-    half = np.asarray(pass_alpha, dtype=np.float64) / 2
-    worst = intervals(mine.right, np.asarray(mine.wrong) + mine.missing, half)[0]
-    most = intervals(np.asarray(theirs.right) + theirs.missing, theirs.wrong, half)[1]
-    return below, some & (worst >= most - margin)
+    """(below the control by more than the margin, within it): needs no assumption on how the arms' answers go together,
+    and none on how accuracy moves from stretch to stretch, since each is compared with itself. What speaks for either
+    may begin with any of them."""
+    mine, theirs = stretches.candidate, stretches.control
+    refuting = log_e_difference(
+        (np.add(mine.right, mine.missing), mine.wrong),
+        (theirs.right, np.add(theirs.wrong, theirs.missing)),
+        margin,
+        -1,
+    )
+    proving = log_e_difference(
+        (mine.right, np.add(mine.wrong, mine.missing)),
+        (np.add(theirs.right, theirs.missing), theirs.wrong),
+        margin,
+        1,
+    )
+    below, within = (mixture(since_each(found), stretches.k) for found in (refuting, proving))
+    return below >= log_level(fail_alpha), within >= log_level(pass_alpha)
 
 
 def judge_cost(

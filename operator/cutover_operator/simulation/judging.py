@@ -90,6 +90,10 @@ class Rules:
         )
 
     @property
+    def label_deadline(self) -> float:
+        return to_seconds(self.spec.analysis.labels.deadline)
+
+    @property
     def incident_limit(self) -> float:
         """Share of errors within which a control must answer before a shared incident is over."""
         return min((g.gate.limit or 0.05 for g in self.gates if g.metric == "errorRate"), default=0.05)
@@ -214,6 +218,7 @@ def _judge_accuracy(
         fail_alpha=fail_alpha,
         pass_alpha=enough,
         margin=None if paired else margin,
+        stretches=lambda: books.label_stretches(who, rules.label_deadline),
         exact=False,
     )
     if hours is None or margin is None or not paired:
