@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutover_operator.rollout.evalue import (
-    Bettor,
     Side,
     interval,
     intervals,
@@ -151,19 +150,6 @@ def test_intervals_are_what_is_not_refuted(s: int, f: int, alpha: float, p: floa
     assert (several[0][0], several[1][0]) == pytest.approx((low, high), abs=1e-9)
     if abs(p - low) > 1e-6 and abs(p - high) > 1e-6:
         assert bool(refuted(s, f, p, alpha)) == (not low <= p <= high)
-
-
-def test_bettors_in_a_row_bet_like_each_alone_and_wait_for_their_cohort() -> None:
-    rng = np.random.default_rng(2)
-    values, closed = rng.random((30, 4)), rng.random((30, 4)) < 0.7
-    together = Bettor(*(np.zeros(4) for _ in range(4)))
-    alone = [Bettor() for _ in range(4)]
-    for row, done in zip(values, closed, strict=True):
-        together = together.bet(row, 0.25, done)
-        alone = [b.bet(v, 0.25) if d else b for b, v, d in zip(alone, row, done, strict=True)]
-    assert together.log_wealth.tolist() == pytest.approx([b.log_wealth for b in alone])
-    assert isinstance(alone[0].cohorts, int), "the ledger keeps plain numbers"
-    assert isinstance(alone[0].log_wealth, float)
 
 
 def test_cost_and_votes_on_arrays() -> None:

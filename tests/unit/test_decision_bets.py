@@ -67,6 +67,49 @@ def test_no_cohort_breaks_the_bank(counts: list[int], side: int) -> None:
     assert math.isfinite(float(purse.log_wealth))
 
 
+def test_purses_in_a_row_bet_on_means_like_each_alone() -> None:
+    rng = np.random.default_rng(2)
+    values, closed = 1.2 * rng.random((30, 4)), rng.random((30, 4)) < 0.7
+    marked = rng.random((30, 4)) < 0.1
+    together = Purse(Purse.begun((4,), drift=True).in_play, np.ones(4, dtype=np.int64))
+    alone = [Purse.begun(drift=True) for _ in range(4)]
+    for row, done, mark in zip(values, closed, marked, strict=True):
+        together = together.bet_on_mean(row, 0.25, done).next_epoch(mark)
+        alone = [b.bet_on_mean(v, 0.25) if d else b for b, v, d in zip(alone, row, done, strict=True)]
+        alone = [b.next_epoch() if m else b for b, m in zip(alone, mark, strict=True)]
+    assert together.log_wealth.tolist() == pytest.approx([float(b.log_wealth) for b in alone])
+    assert together.epochs.tolist() == [b.epochs for b in alone]
+    assert all(type(b.epochs) is int and all(type(v) is float for v in b.in_play) for b in alone)
+
+
+def test_a_bet_on_a_mean_is_the_bet_on_outcomes_whose_worst_is_zero() -> None:
+    mean, outcomes = Purse.begun().bet_on_mean(0.6, 0.25), Purse.begun().bet([1, 0], [0.6, 0.0], 0.25, 1)
+    assert mean.in_play == pytest.approx(outcomes.in_play)
+
+
+def test_bets_on_means_earn_above_the_limit_and_rarely_below() -> None:
+    rich = Purse.begun(drift=True)
+    for _ in range(40):
+        rich = rich.bet_on_mean(0.5, 0.25)
+    assert rich.log_wealth > math.log(400)
+    rng, runs = np.random.default_rng(5), 400
+    purse, alarm = Purse(Purse.begun((runs,), drift=True).in_play, np.ones(runs, dtype=np.int64)), False
+    for cohort in range(600):
+        purse = purse.bet_on_mean(rng.beta(2, 6, size=runs), 0.25)
+        alarm = alarm | (purse.log_wealth >= CERTAIN)
+        purse = purse.next_epoch(np.full(runs, cohort % 60 == 59))
+    assert np.mean(alarm) <= tolerated(0.05, runs)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 10), max_size=30))
+def test_no_mean_breaks_the_bank(values: list[float]) -> None:
+    purse = Purse.begun(drift=True)
+    for value in values:
+        purse = purse.bet_on_mean(value, 0.25)
+    assert math.isfinite(float(purse.log_wealth))
+
+
 # ---------------------------------------------------------------- strata
 def simulate(
     accuracy: tuple[float, float],

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS, ROUTE_GENERATION
 from cutover_operator.evidence.folding import Wanted, fold
-from cutover_operator.evidence.ledger import Ledger
+from cutover_operator.evidence.ledger import Ledger, limit_key
 from cutover_operator.evidence.query import window_for
 from cutover_operator.evidence.reading import Wish, digest
 from cutover_operator.evidence.samples import Answer, Sample, Series
+from cutover_operator.rollout.betting import Purse
 
 SCRAPE_SECONDS = 10.0
 USD = 0.004
-WANTED = Wanted("r", "v1", edges=(2.0,), cost_limit=0.01)
+WANTED = Wanted("r", "v1", edges=(2.0,), cost_limits=(0.01,))
 NEW = Ledger(uid="u", version="v1", started_at=0.0)
 Row = tuple[str, tuple[tuple[str, str], ...]]
 T = TypeVar("T")
@@ -344,7 +345,8 @@ def test_a_metric_that_was_never_seen_is_not_zero(metric: str) -> None:
     ledger = fold(NEW, answers, WANTED)
     prefix = {REQUESTS: "requests/", DURATION: "duration/", COST: "cost/"}[metric]
     assert not any(key.startswith(prefix) for key in ledger.totals)
-    assert ledger.bettor.cohorts == 0 or metric == DURATION, "an answer without a price is not free"
+    untouched = {limit_key(0.01): Purse.begun(drift=True)}
+    assert ledger.cost_bets == untouched or metric == DURATION, "an answer without a price is not free"
 
 
 def test_samples_that_are_no_counts_are_skipped_wherever_they_stand() -> None:
@@ -382,7 +384,7 @@ def test_an_outage_is_unavailable_and_adds_nothing() -> None:
         world.tick()
     world.all_scraped()
     fresh = {**world.read(600), ROUTE_GENERATION: gauge(world.now)}
-    wish = Wish("http://p", "assessor", replace(WANTED, cost_limit=None))
+    wish = Wish("http://p", "assessor", replace(WANTED, cost_limits=()))
     counted = digest(fresh, wish, NEW)
     assert counted.metrics is None
     stale = {name: Answer(answer.series, world.now + 600.0) for name, answer in fresh.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -233,9 +234,14 @@ V1: dict[str, Any] = {
 def test_a_ledger_of_the_version_before_goes_on_in_mid_rollout() -> None:
     ledger = Ledger.from_json(json.dumps(V1))
     assert (ledger.revision, ledger.total("labels/candidate/overall/right")) == (7, 12.0)
-    assert (ledger.bettor.cohorts, ledger.cohorts, ledger.hours) == (3, {"6": (0.4, 40.0)}, {})
+    assert (ledger.cohorts, ledger.hours) == ({"6": (0.4, 40.0)}, {})
+    # What one bettor had won is half of what plays on.
+    won = float(ledger.cost_bets["0.01"].log_wealth)
+    assert won == pytest.approx(math.log(0.5 * math.exp(-0.2) + 0.5))
+    unlimited = Ledger.from_json(json.dumps({**V1, "schema_version": 2, "cost_limit": None}))
+    assert unlimited.cost_bets == {}
     written = json.loads(ledger.stamped(500.0).to_json())
-    assert (written["schema_version"], written["revision"]) == (2, 8)
+    assert (written["schema_version"], written["revision"]) == (3, 8)
     assert Ledger.from_json(json.dumps(written)) == ledger.stamped(500.0)
     grown = fold(ledger, window(exported(1), 0, 1e9), WANTED)
     assert grown.total("requests/candidate/ok") == 80.0

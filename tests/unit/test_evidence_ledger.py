@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutover.contract import COST, DURATION, LABELS_MATURED, REQUESTS
-from cutover_operator.evidence.folding import Wanted, fold
-from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark
+from cutover_operator.evidence.folding import Wanted, bet_on_cost, fold
+from cutover_operator.evidence.ledger import SERIES_KEPT, Ledger, LedgerError, Mark, limit_key
 from cutover_operator.evidence.ledger_map import from_config_map, to_config_map
 from cutover_operator.evidence.samples import Answer, Series, custom_key
+from cutover_operator.rollout.betting import Purse
 from cutover_operator.rollout.resources import Owner
 
-WANTED = Wanted("r", "v1", edges=(2.0,), cost_limit=0.01)
+WANTED = Wanted("r", "v1", edges=(2.0,), cost_limits=(0.01,))
 NEW = Ledger(uid="u", version="v1", started_at=0.0)
 
 
@@ -278,6 +279,43 @@ def test_cost_cohorts_bet_once_per_closed_minute() -> None:
         }
 
     dear, cheap = fold(NEW, answers(0.02), WANTED), fold(NEW, answers(0.004), WANTED)
-    assert dear.bettor.cohorts == cheap.bettor.cohorts == 18
-    assert dear.bettor.log_wealth > 2 > cheap.bettor.log_wealth
-    assert fold(dear, answers(0.02), WANTED).bettor == dear.bettor
+    for ledger, value in ((dear, 0.5), (cheap, 0.1)):
+        purse = Purse.begun(drift=True)
+        for _ in range(18):
+            purse = purse.bet_on_mean(value, 0.25)
+        assert ledger.cost_bets[limit_key(0.01)].in_play == pytest.approx(purse.in_play)
+    won, lost = (float(one.cost_bets[limit_key(0.01)].log_wealth) for one in (dear, cheap))
+    assert won > 2 > lost
+    assert fold(dear, answers(0.02), WANTED).cost_bets == dear.cost_bets
+
+
+def test_each_cost_limit_has_its_own_bets_from_when_it_is_asked_for() -> None:
+    def answers(first: int, last: int) -> dict[str, Answer]:
+        own = {"rollout": "r", "arm": "candidate", "version": "v1", "instance": "a"}
+        n = [(10.0 * t, 10.0 * t) for t in range(first, last)]
+        return {
+            REQUESTS: Answer((Series({**own, "outcome": "ok"}, n),), n[-1][0]),
+            COST: Answer((Series(own, [(at, 0.008 * v) for at, v in n]),), n[-1][0]),
+        }
+
+    one, both = replace(WANTED, cost_limits=(0.005,)), replace(WANTED, cost_limits=(0.005, 0.01))
+    early = fold(NEW, answers(0, 60), one)
+    late = fold(early, answers(60, 120), both)
+    alone = fold(fold(NEW, answers(0, 60), one), answers(60, 120), one)
+    assert late.cost_bets["0.005"] == alone.cost_bets["0.005"] != early.cost_bets["0.005"]
+    assert late.cohorts == alone.cohorts, "minutes are shared"
+    purse = Purse.begun(drift=True)
+    for _ in range(10):
+        purse = bet_on_cost(purse, 0.008, 0.01)
+    assert late.cost_bets["0.01"].in_play == pytest.approx(purse.in_play)
+    assert set(fold(late, {}, one).cost_bets) == {"0.005"}
+
+
+def test_bets_on_costs_begin_an_epoch_with_each_mark_but_the_first() -> None:
+    purse = Purse.begun(drift=True)
+    ledger = replace(NEW, cost_bets={"0.01": purse}).with_mark(0.0, 0)
+    assert ledger.cost_bets["0.01"] == purse
+    marked = ledger.with_mark(10.0).after_incident(20.0).with_mark(30.0, 1)
+    assert marked.cost_bets["0.01"] == purse.next_epoch().next_epoch().next_epoch()
+    assert marked.restarted_watch(40.0, 1).cost_bets == {}
+    assert Ledger.from_json(marked.to_json()) == marked

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cutover_operator.rollout.evalue import (
-    Bettor,
     Side,
     interval,
     log_e,
@@ -168,27 +167,3 @@ def test_an_almost_nothing_beyond_the_limit_is_no_number() -> None:
 def test_a_share_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match="strictly between"):
         log_e_of(1, 1, 1.0, 1, 20)
-
-
-def test_the_bettor_earns_on_a_mean_above_the_limit_and_rarely_below() -> None:
-    rich = Bettor()
-    for _ in range(40):
-        rich = rich.bet(0.5, 0.25)
-    assert rich.log_wealth > math.log(400)
-    rng, alarms = np.random.default_rng(5), 0
-    for _ in range(200):
-        bettor, alarm = Bettor(), False
-        for value in rng.beta(2, 6, size=150):
-            bettor = bettor.bet(float(value), 0.25)
-            alarm |= bettor.log_wealth >= math.log(20)
-        alarms += alarm
-    assert alarms / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.floats(0, 10), max_size=30))
-def test_the_bettor_never_goes_bankrupt_for_good(values: list[float]) -> None:
-    bettor = Bettor()
-    for value in values:
-        bettor = bettor.bet(value, 0.25)
-    assert math.isfinite(bettor.log_wealth)

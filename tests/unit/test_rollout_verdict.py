@@ -168,6 +168,14 @@ def test_cost_needs_a_hundred_answers_and_a_mean_below_the_limit() -> None:
     assert verdict("cost", ledger(1000, 0.02)).verdict == "insufficient"
 
 
+def test_answers_whose_price_was_never_seen_are_not_free() -> None:
+    unpriced = verdict("cost", ledger_of(requests__candidate__ok=500.0))
+    assert (unpriced.verdict, unpriced.value) == ("insufficient", None)
+    assert "no price seen yet" in unpriced.message
+    assert "price table" in unpriced.message
+    assert verdict("cost", ledger_of(requests__candidate__ok=500.0, cost__candidate=0.0)).verdict == "pass"
+
+
 def test_accuracy_against_the_control_within_a_margin() -> None:
     """Without a request that both models answered: one interval per arm."""
     spec = spec_of(

@@ -201,6 +201,25 @@ HISTORIES: dict[str, tuple[dict[str, Any], Scenario]] = {
     "errors in the shadow": (spec_of(FOUR, SHADOWED), Scenario(candidate=Behaviour(errors=0.12))),
     "slow later": (spec_of(FOUR, LIVE), Scenario(candidate=Behaviour(0.95, slow=after(5.0, 0.01, 0.2)))),
     "dear": (spec_of(FOUR, LIVE), Scenario(candidate=Behaviour(0.95, cost_usd=0.014))),
+    "dearer later, two limits": (
+        spec_of(
+            [*TWO, {"metric": "cost", "limit": 0.012}, {"metric": "cost", "limit": 0.02, "name": "cap"}], LIVE
+        ),
+        Scenario(candidate=Behaviour(0.95, cost_usd=after(7.0, 0.005, 0.03)), horizon_hours=40.0),
+    ),
+    "worse than the control, whose answers nobody sees twice": (
+        spec_of(ONLY_MARGIN, LIVE),
+        Scenario(candidate=Behaviour(0.8), control=Behaviour(0.95), label_rate=0.2, horizon_hours=60.0),
+    ),
+    "disliked later": (
+        spec_of(SIX, LIVE[:3]),
+        Scenario(
+            candidate=Behaviour(0.96, thumbs_down=after(9.0, 0.1, 0.5), errors=after(9.0, 0.01, 0.03)),
+            control=Behaviour(0.93, errors=0.01),
+            vote_rate=0.1,
+            horizon_hours=60.0,
+        ),
+    ),
     "everything at once": (
         spec_of(SIX, LIVE),
         Scenario(candidate=Behaviour(0.96, custom_bad=0.05), control=Behaviour(0.93), vote_rate=0.1),

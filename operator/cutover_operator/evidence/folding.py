@@ -10,6 +10,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from sys import intern
 
+from numpy.typing import ArrayLike
+
 from cutover.contract import (
     CONFIDENCE,
     COST,
@@ -28,7 +30,7 @@ from cutover.contract import (
     STRATUM_ALL,
 )
 from cutover_operator.evidence.labels import name_in_ledger, series_id
-from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, HOUR_SECONDS, Ledger, edge_key
+from cutover_operator.evidence.ledger import ANSWERED, HIGHEST, HOUR_SECONDS, Ledger, edge_key, limit_key
 from cutover_operator.evidence.samples import (
     Answer,
     Series,
@@ -39,7 +41,8 @@ from cutover_operator.evidence.samples import (
     newest_before,
     usable,
 )
-from cutover_operator.rollout.evalue import Bettor
+from cutover_operator.rollout.betting import Purse
+from cutover_operator.rollout.evalue import Floats
 
 HOURLY = {LABELS_MATURED: "labels"}
 BET_ON = frozenset({LABEL_PAIRS, LABEL_POOL, LABEL_WEIGHT})
@@ -51,6 +54,11 @@ COST_CAP = 4.0
 """A cohort's mean cost counts up to this many times the limit."""
 
 
+def bet_on_cost(purse: Purse, mean: float | Floats, limit: float, closed: ArrayLike = True) -> Purse:
+    """The purse after a cohort with this mean cost, against "the mean is within the limit"."""
+    return purse.bet_on_mean(mean / (COST_CAP * limit), 1.0 / COST_CAP, closed)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a fold looks for."""
@@ -59,7 +67,7 @@ class Wanted:
     version: str
     edges: tuple[float, ...] = ()
     """Latency edges the gates ask for."""
-    cost_limit: float | None = None
+    cost_limits: tuple[float, ...] = ()
     custom: tuple[tuple[str, str, str], ...] = ()
     """(gate name, selector of the bad counter, selector of the total)."""
     hourly_fields: tuple[str, ...] = ()
@@ -125,11 +133,13 @@ class _Folding:
         self.wanted = wanted
         self.series = dict(ledger.series)
         self.totals = dict(ledger.totals)
-        same_limit = ledger.cost_limit == wanted.cost_limit
-        self.bettor = ledger.bettor if same_limit else Bettor()
-        self.cohorts = (
-            {int(minute): list(pair) for minute, pair in ledger.cohorts.items()} if same_limit else {}
-        )
+        # Against a limit that was not asked for before bets begin now.
+        fresh = Purse.begun(drift=True)
+        self.cost_bets = {
+            limit: ledger.cost_bets.get(limit_key(limit), fresh) for limit in wanted.cost_limits if limit > 0
+        }
+        open_cohorts = ledger.cohorts if self.cost_bets else {}
+        self.cohorts = {int(minute): list(pair) for minute, pair in open_cohorts.items()}
         self.newest = -math.inf
         self.hours = {hour: dict(grown) for hour, grown in ledger.hours.items()}
         # Bets were asked for in mid-rollout: what pools and pairs held before has no labels by the hour beside it.
@@ -189,7 +199,7 @@ class _Folding:
         self.refused += grown.refused
         if grown.last is not None:
             self.series[name] = grown.last
-        if cohort is not None and self.wanted.cost_limit is not None:
+        if cohort is not None and self.cost_bets:
             for at, added, _ in increments(one.samples, last, restarts):
                 self.cohorts.setdefault(int(at // COHORT_SECONDS), [0.0, 0.0])[cohort] += added
                 self.newest = max(self.newest, at)
@@ -318,8 +328,7 @@ class _Folding:
             self.ledger,
             series=self.series,
             totals=self.totals,
-            bettor=self.bettor,
-            cost_limit=self.wanted.cost_limit,
+            cost_bets={limit_key(limit): purse for limit, purse in self.cost_bets.items()},
             cohorts={str(minute): (pair[0], pair[1]) for minute, pair in sorted(self.cohorts.items())},
             hours=self.hours,
             labels_until=self.labels_until,
@@ -329,19 +338,22 @@ class _Folding:
 
     def _close_cohorts(self) -> None:
         """Bet once per minute that is over, on its mean cost per answer; thin minutes join the next one."""
-        limit = self.wanted.cost_limit
-        if limit is None or limit <= 0 or "cost/candidate" not in self.totals:
-            # Answers whose price was never seen are not free.
-            return
         closed_before = (
             int((self.newest - COHORT_SECONDS) // COHORT_SECONDS) if math.isfinite(self.newest) else -1
         )
+        if "cost/candidate" not in self.totals:
+            # Answers whose price was never seen are not free: nothing is bet on them, now or later.
+            self.cohorts = {minute: pair for minute, pair in self.cohorts.items() if minute >= closed_before}
+            return
         cost = requests = 0.0
         for minute in sorted(m for m in self.cohorts if m < closed_before):
             pair = self.cohorts.pop(minute)
             cost, requests = cost + pair[0], requests + pair[1]
             if requests >= COHORT_REQUESTS:
-                self.bettor = self.bettor.bet(cost / requests / (COST_CAP * limit), 1.0 / COST_CAP)
+                mean = cost / requests
+                self.cost_bets = {
+                    limit: bet_on_cost(purse, mean, limit) for limit, purse in self.cost_bets.items()
+                }
                 cost = requests = 0.0
         if cost or requests:
             rest = self.cohorts.setdefault(closed_before, [0.0, 0.0])

@@ -8,6 +8,7 @@ the tests for drift. A ledger says which object (uid) and which candidate versio
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +18,12 @@ from typing import Any
 import orjson
 
 from cutover_operator.evidence.samples import Sample
-from cutover_operator.rollout.evalue import Bettor
+from cutover_operator.rollout.betting import Purse
 
-SCHEMA_VERSION = 2
-"""1: without hours and without totals of pairs, pools, second labels and confidence; read as if they had not begun."""
+SCHEMA_VERSION = 3
+"""1: without hours and without totals of pairs, pools, second labels and confidence; read as if they had not begun.
+2: with one bettor on costs, against the lowest limit; what it won is played on with against that limit, and other
+limits are bet against from now on; a user's own counters were read when it was written, if ever."""
 LEDGER_KEY = "ledger.json"
 MARKS_KEPT = 40
 SERIES_KEPT = 2000
@@ -71,8 +74,8 @@ class Ledger:
     series: Mapping[str, Sample] = field(default_factory=dict)
     totals: Totals = field(default_factory=dict)
     marks: tuple[Mark, ...] = ()
-    bettor: Bettor = field(default_factory=Bettor)
-    cost_limit: float | None = None
+    cost_bets: Mapping[str, Purse] = field(default_factory=dict)
+    """By limit (`limit_key`): bets against "a cost within it", in the epochs of the marks."""
     cohorts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Open cost cohorts: minute -> (USD, requests)."""
     hours: Mapping[int, Totals] = field(default_factory=dict)
@@ -105,6 +108,11 @@ class Ledger:
     def epochs(self, fresh_from: int = 1) -> list[tuple[int, Totals]]:
         """(index from 1, totals since then) of the marks at or after `fresh_from`."""
         return [(m.k - fresh_from + 1, minus(self.totals, m.totals)) for m in self.marks if m.k >= fresh_from]
+
+    def segments(self, fresh_from: int = 1) -> list[Totals]:
+        """What was counted from each mark at or after `fresh_from` to the next, one for each of `epochs`."""
+        bounds = [*(m.totals for m in self.marks if m.k >= fresh_from), self.totals]
+        return [minus(later, earlier) for earlier, later in itertools.pairwise(bounds)]
 
     @property
     def first_open_hour(self) -> int:
@@ -143,7 +151,11 @@ class Ledger:
             given_up = min(spare, key=lambda m: m.step is not None, default=None)
             marks = tuple(m for m in marks if m is not given_up)
         # A mark that was replaced may have been the one a shared incident ended at.
-        return replace(self, marks=marks, fresh_from=min(self.fresh_from, k))
+        return replace(self, marks=marks, fresh_from=min(self.fresh_from, k), cost_bets=self._bets_at(k))
+
+    def _bets_at(self, k: int) -> Mapping[str, Purse]:
+        """The bets once this mark is made: each begins an epoch, but for the one in which everything begins."""
+        return {key: purse.next_epoch() for key, purse in self.cost_bets.items()} if k > 1 else self.cost_bets
 
     def without_steps(self) -> Ledger:
         """The steps were rewritten: the epochs stay, so that an unwelcome trend is not forgotten by an edit."""
@@ -157,7 +169,9 @@ class Ledger:
         step = max((m.step for m in self.marks if m.step is not None), default=None)
         k = max((m.k for m in self.marks), default=0) + 1
         marks = (*self.marks, Mark(k, at, step, dict(self.totals)))
-        return replace(self, marks=marks, fresh_from=k, incidents=self.incidents + 1)
+        return replace(
+            self, marks=marks, fresh_from=k, incidents=self.incidents + 1, cost_bets=self._bets_at(k)
+        )
 
     def rolled_incident(self, at: float, totals: Totals) -> Ledger:
         """While the incident lasts: the look at both arms begins anew from `totals`, without spending more of the risk.
@@ -171,7 +185,7 @@ class Ledger:
         """A new week of watching a promoted candidate: the risk is quoted per week."""
         mark = Mark(1, at, step, dict(self.totals))
         hours = {h: grown for h, grown in self.hours.items() if h >= at // HOUR_SECONDS}
-        return replace(self, marks=(mark,), fresh_from=1, incidents=0, bettor=Bettor(), hours=hours)
+        return replace(self, marks=(mark,), fresh_from=1, incidents=0, cost_bets={}, hours=hours)
 
     def afresh(self, at: float, version: str, files: str = "") -> Ledger:
         """A fresh start that forgets the counts but not which samples were counted already."""
@@ -184,7 +198,7 @@ class Ledger:
             epoch=self.epoch + 1,
             totals={},
             marks=(),
-            bettor=Bettor(),
+            cost_bets={},
             cohorts={},
             hours={},
             fresh_from=1,
@@ -233,7 +247,7 @@ class Ledger:
                 intern(k): (float(at), float(v)) for k, (at, v) in document["series"].items()
             }
             document["marks"] = tuple(Mark(**m) for m in document["marks"])
-            document["bettor"] = Bettor(**document["bettor"])
+            document["cost_bets"] = _cost_bets(document, schema)
             document["cohorts"] = {k: (float(c), float(n)) for k, (c, n) in document["cohorts"].items()}
             document["hours"] = _hours(document.get("hours") or {"columns": [], "rows": {}})
             return cls(**document)
@@ -262,9 +276,25 @@ def _hours(table: Mapping[str, Any]) -> dict[int, Totals]:
     }
 
 
+def _cost_bets(document: dict[str, Any], schema: int) -> dict[str, Purse]:
+    if schema > 2:
+        bets = document["cost_bets"].items()
+        return {key: Purse(tuple(map(float, purse["in_play"])), int(purse["epochs"])) for key, purse in bets}
+    won, limit = float(document.pop("bettor")["log_wealth"]), document.pop("cost_limit")
+    if not limit:
+        return {}
+    # Half of the old capital plays on; what the epochs so far would have got is given up.
+    in_play = tuple(v + won for v in Purse.begun(drift=True).in_play)
+    return {limit_key(limit): Purse(in_play, max((m.k for m in document["marks"]), default=1))}
+
+
 def minus(totals: Totals, earlier: Totals) -> dict[str, float]:
     """Totals since a snapshot; never negative."""
     return {key: max(0.0, value - earlier.get(key, 0.0)) for key, value in totals.items()}
+
+
+def limit_key(limit: float) -> str:
+    return str(float(limit))
 
 
 def edge_key(edge: float) -> str:

@@ -1,7 +1,7 @@
 """The evidence of one accuracy gate, by the test that fits how its labels were drawn. Pure: ledger and spec in.
 
 Uniform labels are judged by cumulative counts; labels drawn by stratum by one bet per closed hour; a margin against the
-control by the requests both models answered, where there are such, else by one interval per arm. Floors are lowered by
+control by the requests both models answered, where there are such, else by both arms' labels of equal times. Floors are lowered by
 the error rate that second labels prove of the reviewers and no further: what is not proven counts against the model.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
 from cutover_operator.evidence.ledger import Ledger
-from cutover_operator.rollout import reviewers
+from cutover_operator.rollout import reviewers, stretches
 from cutover_operator.rollout.cohorts import (
     Cohorts,
     cohorts_of,
@@ -24,7 +25,13 @@ from cutover_operator.rollout.cohorts import (
     strata_wealth,
 )
 from cutover_operator.rollout.counts import label_counts
-from cutover_operator.rollout.gate_tests import Judged, Labels, judge_accuracy, judge_accuracy_bets
+from cutover_operator.rollout.gate_tests import (
+    Judged,
+    Labels,
+    LabelStretches,
+    judge_accuracy,
+    judge_accuracy_bets,
+)
 from cutover_operator.rollout.gates import NamedGate
 
 
@@ -92,6 +99,7 @@ def judged(
         pass_alpha=seen.pass_alpha,
         margin=None if paired else margin,
         available=available,
+        stretches=lambda: _stretches(spec, ledger, gate.field),
     )
     text = _numbers(gate, float(found.value), float(found.samples), float(total.missing), seen)
     if cohorts is None or margin is None or not paired:
@@ -112,6 +120,25 @@ def judged(
     n = counted.both + counted.candidate_only + counted.control_only + counted.neither
     lead = float(counted.difference)
     return found, text + ("; no pairs yet" if math.isnan(lead) else f"; {lead:+.3f} on {n:.0f} pairs")
+
+
+def _stretches(spec: ModelRolloutSpec, ledger: Ledger, field: str) -> LabelStretches:
+    """The labels of both arms that may be compared."""
+    marks, parts = ledger.marks, ledger.segments()
+    if not marks:
+        nothing = Labels(*np.zeros((3, 1)))
+        return LabelStretches(nothing, nothing)
+    number, usable = stretches.stretches(
+        [m.at for m in marks],
+        [stretches.NO_STEP if m.step is None else m.step for m in marks],
+        any(label_counts(marks[0].totals, "candidate", field)),
+        to_seconds(spec.analysis.labels.deadline),
+    )
+    arms = (
+        np.asarray([label_counts(part, arm, field) for part in parts]).T for arm in ("candidate", "control")
+    )
+    mine, theirs = stretches.pooled(number, usable, *arms)
+    return LabelStretches(Labels(*mine), Labels(*theirs), list(range(1, mine.shape[1] + 1)))
 
 
 def _by_stratum(

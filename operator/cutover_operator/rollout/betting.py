@@ -9,6 +9,7 @@ shape `(outcomes, ...)`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +27,9 @@ class Purse:
     """Capital in play per stake, as logarithms of shape `(..., stakes)`; a plain list of numbers for one bettor."""
 
     in_play: Any
-    epochs: int = 0
-    """0: all capital plays from the first cohort on; k: the mixture is in its k-th epoch."""
+    epochs: Any = 0
+    """0: all capital plays from the first cohort on; k: the mixture is in its k-th epoch. One number, or one for each
+    of many bettors that all hold capital back."""
 
     @classmethod
     def begun(cls, shape: tuple[int, ...] = (), drift: bool = False) -> Purse:
@@ -39,17 +41,20 @@ class Purse:
     def log_wealth(self) -> Floats:
         """The log e-value, shape `(...)`."""
         total = np.logaddexp.reduce(np.asarray(self.in_play, dtype=np.float64), axis=-1)
-        if self.epochs:
-            total = np.logaddexp(total, -np.log(2.0 * self.epochs))
+        if np.any(self.epochs):
+            total = np.logaddexp(total, -np.log(2.0 * np.asarray(self.epochs)))
         return np.asarray(np.clip(total, -LOG_E_BOUND, LOG_E_BOUND))
 
-    def next_epoch(self) -> Purse:
-        """Put the share of the next epoch into play. A purse without epochs stays as it is."""
-        if not self.epochs:
+    def next_epoch(self, which: ArrayLike = True) -> Purse:
+        """Put the share of the next epoch into play. A purse without epochs stays as it is, and so do those of many
+        bettors that `which` does not name."""
+        if not np.any(self.epochs):
             return self
-        k = self.epochs + 1
+        k = np.asarray(self.epochs) + 1
         fresh = -np.log(2.0 * k * (k - 1) * len(STAKES))
-        return Purse(_plain(np.logaddexp(np.asarray(self.in_play, dtype=np.float64), fresh)), k)
+        before, named = np.asarray(self.in_play, dtype=np.float64), np.asarray(which)
+        in_play = np.where(named[..., None], np.logaddexp(before, fresh[..., None]), before)
+        return Purse(_plain(in_play), int(k) if k.ndim == 0 else np.where(named, k, k - 1))
 
     def bet(self, counts: ArrayLike, values: ArrayLike, p0: ArrayLike, side: Side) -> Purse:
         """The purse after a cohort, against "the mean value is at most p0" (side +1) or "at least p0" (side -1).
@@ -65,6 +70,26 @@ class Purse:
         won = (n[..., None] * np.log1p(stakes * gain[..., None])).sum(axis=0)
         grown = np.clip(np.asarray(self.in_play, dtype=np.float64) + won, -LOG_E_BOUND, LOG_E_BOUND)
         return replace(self, in_play=_plain(grown))
+
+    def bet_on_mean(self, value: ArrayLike, p0: float, closed: ArrayLike = True) -> Purse:
+        """The purse after a cohort whose mean is `value`, against "the mean is at most p0", for values of 0..1.
+
+        Values above 1 count as 1, against the alarm. With arrays, `closed` says whose cohort closed.
+        """
+        if isinstance(self.in_play, tuple):
+            # One live bettor: Python's floats are several times as fast as arrays of four.
+            gain = (min(max(float(np.asarray(value)), 0.0), 1.0) - p0) / p0
+            return replace(
+                self,
+                in_play=tuple(
+                    min(max(v + math.log1p(part * gain), -LOG_E_BOUND), LOG_E_BOUND)
+                    for v, part in zip(self.in_play, STAKES, strict=True)
+                ),
+            )
+        gains = (np.clip(np.asarray(value, dtype=np.float64), 0.0, 1.0) - p0) / p0
+        won = np.log1p(np.asarray(STAKES) * gains[..., None])
+        grown = np.clip(self.in_play + won, -LOG_E_BOUND, LOG_E_BOUND)
+        return replace(self, in_play=np.where(np.asarray(closed)[..., None], grown, self.in_play))
 
 
 def _plain(in_play: Floats) -> Any:

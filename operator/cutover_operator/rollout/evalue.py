@@ -3,8 +3,8 @@
 Decides nothing. Turns cumulative counts into the logarithm of an e-value: a number whose chance of ever reaching
 `log(1 / alpha)` is at most alpha while the null hypothesis holds (Ville's inequality). The rate version is the
 likelihood ratio mixed over a Beta prior cut to the alternative (Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon
-2021): closed form in the two sums, so scrapes, windows and restarts change nothing. The mean version bets once per
-closed cohort (Waudby-Smith and Ramdas 2020).
+2021): closed form in the two sums, so scrapes, windows and restarts change nothing. Means of other
+values than 0 and 1 are bet on in `betting`.
 
 Everything takes arrays and works element by element, so the same lines judge one rollout and many simulated ones.
 """
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +33,7 @@ _LOG_HALF = math.log(0.5)
 
 Side = Literal[-1, 1]
 Floats = NDArray[np.float64]
+Pair = tuple[ArrayLike, ArrayLike]
 
 
 def log_e(successes: ArrayLike, failures: ArrayLike, p0: ArrayLike, side: Side, kappa: float) -> Floats:
@@ -196,6 +196,43 @@ def still_needed(
     return most if math.isfinite(most) else None
 
 
+def log_e_difference(mine: Pair, theirs: Pair, margin: float, side: Side) -> Floats:
+    """Evidence against "my share is at least theirs less `margin`" (side -1) or "at most that" (side +1), from
+    (successes, failures) of two samples whose shares nobody knows.
+
+    Each sample's likelihood ratio, mixed over all shares, is an e-value against any one share; so their product is one
+    against any two, and the smallest product over what the hypothesis allows is one against all of it. The logarithm is
+    convex in the shares, so that it lies where my share is theirs less `margin`, or at the observed ones.
+    """
+    (s, f), (t, g) = (
+        (np.maximum(np.asarray(part, dtype=np.float64), 0.0) for part in pair) for pair in (mine, theirs)
+    )
+    s, f, t, g = np.broadcast_arrays(s, f, t, g)
+    n, m = s + f, t + g
+    own, other = s / np.maximum(n, 1.0), t / np.maximum(m, 1.0)
+    broken = side * (own - other + margin) > 0
+    low = np.clip(np.minimum(own + margin, other), margin, 1.0)
+    high = np.clip(np.maximum(own + margin, other), margin, 1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = _slope(middle - margin, s, f) + _slope(middle, t, g)
+        low, high = np.where(slope < 0, middle, low), np.where(slope < 0, high, middle)
+    shared = np.where(broken, (low + high) / 2, other)
+    mixed = log_beta(1.0 + s, 1.0 + f) + log_beta(1.0 + t, 1.0 + g)
+    least = _log_likelihood(s, f, np.where(broken, shared - margin, own)) + _log_likelihood(t, g, shared)
+    return np.asarray(np.clip(mixed - least, -LOG_E_BOUND, LOG_E_BOUND))
+
+
+def _slope(share: Floats, s: Floats, f: Floats) -> Floats:
+    """Of the negative log-likelihood."""
+    p = np.clip(share, 1e-12, 1 - 1e-12)
+    return np.asarray(((s + f) * p - s) / (p * (1 - p)))
+
+
+def _log_likelihood(s: Floats, f: Floats, share: Floats) -> Floats:
+    return _times_log(s, share) + _times_log(f, 1.0 - share)
+
+
 def refuted(
     successes: ArrayLike, failures: ArrayLike, p: ArrayLike, alpha: ArrayLike, a: float = 1.0, b: float = 1.0
 ) -> NDArray[np.bool_]:
@@ -235,44 +272,3 @@ def interval(
     """`intervals` of one pair of counts."""
     low, high = intervals(successes, failures, alpha, a, b)
     return float(low), float(high)
-
-
-@dataclass(frozen=True, slots=True)
-class Bettor:
-    """Wealth of a bettor against "the mean is at most p0", for values in 0..1, one bet per closed cohort.
-
-    Each bet uses earlier cohorts only. Four numbers, so it survives in a ledger; or four arrays of one shape, for
-    many bettors at once.
-    """
-
-    cohorts: Any = 0
-    mean: Any = 0.0
-    squares: Any = 0.0
-    log_wealth: Any = 0.0
-
-    def bet(self, value: ArrayLike, p0: float, closed: ArrayLike = True) -> Bettor:
-        """The bettor after a cohort whose mean is `value`; values above 1 count as 1, against the alarm.
-
-        With arrays, `closed` says whose cohort closed; the others stay as they are.
-        """
-        x = np.clip(np.asarray(value, dtype=np.float64), 0.0, 1.0)
-        old_count, old_mean = np.asarray(self.cohorts), np.asarray(self.mean, dtype=np.float64)
-        squares, wealth = np.asarray(self.squares, dtype=np.float64), np.asarray(self.log_wealth)
-        prior_weight, prior_variance = 4.0, 0.05
-        n = old_count + prior_weight
-        expected = (old_mean * old_count + p0 * prior_weight) / n
-        variance = (squares + prior_variance * prior_weight) / n
-        gain = expected - p0
-        stake = np.minimum(np.maximum(gain / (variance + gain * gain), 0.02), 0.5 / p0)
-        count = old_count + 1
-        delta = x - old_mean
-        new_mean = old_mean + delta / count
-        after = (
-            count,
-            new_mean,
-            squares + delta * (x - new_mean),
-            np.clip(wealth + np.log1p(stake * (x - p0)), -LOG_E_BOUND, LOG_E_BOUND),
-        )
-        before = (old_count, old_mean, squares, wealth)
-        done = [np.where(closed, new, old) for new, old in zip(after, before, strict=True)]
-        return Bettor(*(one.item() if one.ndim == 0 else one for one in done))

@@ -22,9 +22,9 @@ from cutover_operator.rollout.evalue import (
     KAPPA_SHARE,
     Floats,
     Side,
-    intervals,
     log_e,
     log_e_bound,
+    log_e_difference,
     mixture,
     refuted,
 )
@@ -95,6 +95,29 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelStretches:
+    """Labels of both arms in stretches of one weight, shape `(stretches, ...)`, see `rollout.stretches`."""
+
+    candidate: Labels
+    control: Labels
+    k: ArrayLike | None = None
+    """Numbers them from 1, 0 where there is none."""
+
+    @classmethod
+    def one(cls, candidate: Labels, control: Labels) -> LabelStretches:
+        arms = (candidate, control)
+        return cls(*(Labels(*(np.asarray(v)[None] for v in (a.right, a.wrong, a.missing))) for a in arms))
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Answers and what they cost since each mark, shape `(epochs, ...)`."""
+
+    answers: Any
+    usd: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
     """What both arms counted between one mark and the next, shape `(epochs, ...)`: inside a segment the share of
     requests per arm does not change, which the comparison needs."""
@@ -145,11 +168,12 @@ def violations(
     return found
 
 
-def ratio_violation(segments: Segments, ratio: float) -> Floats:
+def ratio_violation(segments: Segments, ratio: float, k: ArrayLike | None = None) -> Floats:
     """Evidence that the candidate's bad share is more than `ratio` times the control's, who serves the same minutes.
 
     Of the bad events of both arms only a part should be the candidate's (Lindon and Malek, 2020); segments are
-    separate data about one hypothesis, so their e-values multiply.
+    separate data about one hypothesis, so the e-values of those since a mark multiply. `k` numbers the marks as for
+    `violations`: one mixture over where the trouble may have begun, so that good weeks before hide nothing.
     """
     mine, theirs = segments.candidate.all, segments.control.all
     both = (mine > 0) & (theirs > 0)
@@ -161,7 +185,12 @@ def ratio_violation(segments: Segments, ratio: float) -> Floats:
         1,
         KAPPA_RATIO,
     )
-    return np.asarray(found.sum(axis=0))
+    return mixture(since_each(found), k)
+
+
+def since_each(log_es: Floats) -> Floats:
+    """Of segments, oldest first: the sums from each of them to the newest, shape `(epochs, ...)` in and out."""
+    return np.asarray(np.cumsum(log_es[::-1], axis=0)[::-1])
 
 
 def _suspected(
@@ -235,7 +264,7 @@ def judge_share(
     breach = log_fail >= level
     ratio = np.zeros_like(log_fail)
     if margin is not None or breach.any():
-        ratio = ratio_violation(segments(), 1.0 + (margin if margin is not None else default_margin))
+        ratio = ratio_violation(segments(), 1.0 + (margin if margin is not None else default_margin), k)
     shared = suspected = np.zeros_like(breach)
     if breach.any():
         suspected = breach & _suspected(epochs, mirrored, control_epochs, k, limit)
@@ -267,9 +296,12 @@ def judge_accuracy(
     margin: float | None,
     available: ArrayLike = True,
     noise: Noise | None = None,
+    stretches: Callable[[], LabelStretches] | None = None,
     exact: bool = True,
 ) -> Judged:
     """A share of right answers that must reach `limit`, or the control's less `margin`, or both.
+
+    `stretches` is what may be compared with the control; None: everything, since no weight ever changed.
 
     Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
     floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
@@ -295,7 +327,8 @@ def judge_accuracy(
         proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:
-        below, within = compare_accuracy(total, control, margin, level_alpha, pass_alpha)
+        alike = LabelStretches.one(total, control) if stretches is None else stretches()
+        below, within = compare_accuracy(alike, margin, level_alpha, pass_alpha)
         worse, proven = ~fail & below, proven & within
     code = _coded(fail | worse, proven & (n > 0))
     code = np.where((code != _FAIL) & ~np.asarray(available), _UNAVAILABLE, code)
@@ -347,43 +380,71 @@ def judge_accuracy_bets(
 
 
 def compare_accuracy(
-    mine: Labels, theirs: Labels, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
+    stretches: LabelStretches, margin: float, fail_alpha: ArrayLike, pass_alpha: ArrayLike
 ) -> tuple[Bools, Bools]:
-    """(below the control by more than the margin, within it): two intervals that hold at all times, one per arm, which
-    need no assumption on how the arms' answers go together."""
-    some = (np.asarray(mine.right) + mine.wrong > 0) & (np.asarray(theirs.right) + theirs.wrong > 0)
-    level = np.asarray(fail_alpha, dtype=np.float64)
-    below = np.zeros(np.broadcast_shapes(some.shape, level.shape), bool)
-    if (level > 0).any():
-        safe = np.where(level > 0, level, 1e-300) / 2
-        best = intervals(np.asarray(mine.right) + mine.missing, mine.wrong, safe)[1]
-        least = intervals(theirs.right, np.asarray(theirs.wrong) + theirs.missing, safe)[0]
-        below = some & (level > 0) & (best < least - margin)
-    half = np.asarray(pass_alpha, dtype=np.float64) / 2
-    worst = intervals(mine.right, np.asarray(mine.wrong) + mine.missing, half)[0]
-    most = intervals(np.asarray(theirs.right) + theirs.missing, theirs.wrong, half)[1]
-    return below, some & (worst >= most - margin)
+    """(below the control by more than the margin, within it): needs no assumption on how the arms' answers go together,
+    and none on how accuracy moves from stretch to stretch, since each is compared with itself. What speaks for either
+    may begin with any of them."""
+    mine, theirs = stretches.candidate, stretches.control
+    refuting = log_e_difference(
+        (np.add(mine.right, mine.missing), mine.wrong),
+        (theirs.right, np.add(theirs.wrong, theirs.missing)),
+        margin,
+        -1,
+    )
+    proving = log_e_difference(
+        (mine.right, np.add(mine.wrong, mine.missing)),
+        (np.add(theirs.right, theirs.missing), theirs.wrong),
+        margin,
+        1,
+    )
+    below, within = (mixture(since_each(found), stretches.k) for found in (refuting, proving))
+    return below >= log_level(fail_alpha), within >= log_level(pass_alpha)
 
 
 def judge_cost(
-    answers: ArrayLike, usd: ArrayLike, log_wealth: ArrayLike, *, limit: float, fail_alpha: ArrayLike
+    answers: ArrayLike,
+    usd: ArrayLike,
+    log_wealth: ArrayLike,
+    epochs: Priced | None = None,
+    k: ArrayLike | None = None,
+    *,
+    limit: float,
+    fail_alpha: ArrayLike,
 ) -> Judged:
-    """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average."""
+    """A mean cost that must not be proven above `limit`; a pass also needs a hundred answers below it on average.
+
+    `answers` and `usd` since judging began; NaN: no price was seen yet, which is not a cost of nothing. Who fails must
+    have been above the limit since one of the marks: after weeks of health a mean over all of them would be blind.
+    """
     n, mean = np.asarray(answers, dtype=np.float64), portion(usd, answers)
     wealth = np.asarray(log_wealth, dtype=np.float64)
     above = mean > limit
+    if epochs is not None and np.shape(epochs.usd)[0]:
+        late = portion(epochs.usd, epochs.answers) > limit
+        above = above | (late if k is None else late & (np.asarray(k) > 0)).any(axis=0)
     fail = above & (wealth >= log_level(fail_alpha))
-    good = ~above & (n >= COST_MIN_ANSWERS)
+    good = (mean <= limit) & (n >= COST_MIN_ANSWERS)
     none = np.zeros(n.shape, bool)
     return Judged(_coded(fail, good), mean, n, None, wealth, none, none, none)
 
 
 def judge_satisfaction(
-    candidate: Counts, control: Counts, segments: Segments, *, margin: float, fail_alpha: ArrayLike
+    candidate: Counts,
+    control: Counts,
+    segments: Segments,
+    k: ArrayLike | None = None,
+    *,
+    margin: float,
+    fail_alpha: ArrayLike,
 ) -> Judged:
-    """Thumbs down, between the arms only: those who vote choose themselves. Bad is down."""
+    """Thumbs down, between the arms only: those who vote choose themselves. Bad is down.
+
+    A shared incident excuses no thumbs, so `segments` are those of all marks and the risk is spent once, however many
+    incidents make other tests begin anew.
+    """
     n, value = candidate.all, portion(candidate.bad, candidate.all)
-    evidence = ratio_violation(segments, 1.0 + margin)
+    evidence = ratio_violation(segments, 1.0 + margin, k)
     fail = evidence >= log_level(fail_alpha)
     fine = value <= (1 + margin) * portion(control.bad, control.all)
     none = np.zeros(n.shape, bool)

@@ -211,6 +211,12 @@ def cost_limit(spec: ModelRolloutSpec) -> float | None:
 
 
 @_once_per_spec
+def cost_limits(spec: ModelRolloutSpec) -> tuple[float, ...]:
+    """The limits that bets on costs are made against."""
+    return tuple(sorted({g.limit for g in spec.gates if g.metric == "cost" and g.limit}))
+
+
+@_once_per_spec
 def steps_hash(spec: ModelRolloutSpec) -> str:
     """Digest of what a step means: the steps and the gates."""
     part = spec.model_dump(mode="json", include={"steps", "gates"})

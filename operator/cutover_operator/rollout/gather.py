@@ -43,7 +43,7 @@ from cutover_operator.port import (
 )
 from cutover_operator.rollout.accuracy import by_stratum, has_pairs
 from cutover_operator.rollout.candidate import short_name
-from cutover_operator.rollout.gates import cost_limit, edges, named_gates
+from cutover_operator.rollout.gates import cost_limits, edges, named_gates
 from cutover_operator.rollout.report_map import report_name
 from cutover_operator.rollout.resources import Owner, selector_text
 from cutover_operator.rollout.routing import holder_of, read_route
@@ -272,7 +272,7 @@ def wish_of(owner: Owner, spec: ModelRolloutSpec, ledger: Ledger, url: str) -> W
             rollout_key(owner.uid),
             ledger.version,
             edges(spec),
-            cost_limit(spec),
+            cost_limits(spec),
             custom,
             hourly_fields=tuple(sorted(bets)),
             sure_fields=_sure_fields(spec),

@@ -7,7 +7,6 @@ Missing labels count against what is being proven: as wrong for a pass, as right
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, VerdictName
-from cutover_operator.evidence.ledger import Ledger, Totals, minus
+from cutover_operator.evidence.ledger import Ledger, Totals, limit_key
 from cutover_operator.evidence.samples import Unavailable
 from cutover_operator.rollout import accuracy, gate_tests, risk
 from cutover_operator.rollout.counts import (
@@ -33,6 +32,7 @@ from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
     Judged,
+    Priced,
     Segments,
 )
 from cutover_operator.rollout.gates import (
@@ -157,7 +157,7 @@ def _share(bench: Bench, gate: NamedGate) -> Verdict:
         _stacked([count(t, "candidate") for _, t in since]),
         [k for k, _ in since],
         _stacked([count(t, "control") for _, t in since]),
-        lambda: _segments(ledger, count),
+        lambda: _segments(ledger, count, ledger.fresh_from),
         limit=share_limit,
         floor=floor,
         fail_alpha=bench.spent(gate.rollback_alpha) if gate.rolls_back else 0.0,
@@ -236,11 +236,9 @@ def _shadow_counter(gate: NamedGate) -> Callable[[Totals], Pair] | None:
     return None
 
 
-def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair]) -> Segments:
-    """What both arms counted from mark to mark since judging began."""
-    marks = sorted((m for m in ledger.marks if m.k >= ledger.fresh_from), key=lambda m: m.k)
-    bounds = [*(m.totals for m in marks), ledger.totals]
-    parts = [minus(later, earlier) for earlier, later in itertools.pairwise(bounds)]
+def _segments(ledger: Ledger, count: Callable[[Totals, str], Pair], first: int = 1) -> Segments:
+    """What both arms counted from mark to mark since the one with this k."""
+    parts = ledger.segments(first)
     return Segments(
         _stacked([count(part, "candidate") for part in parts]),
         _stacked([count(part, "control") for part in parts]),
@@ -278,20 +276,30 @@ def _accuracy(bench: Bench, gate: NamedGate) -> Verdict:
 # ---------------------------------------------------------------- cost and satisfaction
 def _cost(bench: Bench, gate: NamedGate) -> Verdict:
     limit = gate.gate.limit or 0.0
-    n = answered(bench.ledger.totals, "candidate")
+    since = bench.ledger.epochs()
+    spans = [totals for _, totals in since] or [bench.ledger.totals]
+    answers = [answered(totals, "candidate") for totals in spans]
+    usd = [totals.get("cost/candidate", math.nan) for totals in spans]
+    n, purse = answers[0], bench.ledger.cost_bets.get(limit_key(limit))
     found = gate_tests.judge_cost(
         n,
-        bench.ledger.total("cost/candidate"),
-        bench.ledger.bettor.log_wealth,
+        usd[0],
+        0.0 if purse is None else purse.log_wealth,
+        Priced(np.asarray(answers), np.asarray(usd)),
         limit=limit,
         fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
     )
     mean = _float(found.value)
     what = f"cost {'-' if mean is None else f'{mean:.4g}'} USD per assessment (n={n:.0f}), limit {limit:g}"
     if found.code == Code.FAIL:
-        return _made(gate, found, what, limit, REASONS["cost"])
+        dearest = max(cost / count for cost, count in zip(usd, answers, strict=True) if count > 0)
+        late = f"; {dearest:.4g} USD since a later look" if mean is not None and mean <= limit else ""
+        return _made(gate, found, what + late, limit, REASONS["cost"])
     if found.code == Code.PASS:
         return _made(gate, found, what, limit)
+    if mean is None and n > 0:
+        tail = "; no price seen yet: the gateway's price table may lack the model"
+        return _made(gate, found, what + tail, limit)
     if mean is not None and mean > limit:
         return _made(gate, found, f"{what}; above it, not yet proven", limit)
     return _made(gate, found, what + _missing(bench, COST_MIN_ANSWERS - n, n, "answers", False), limit)
@@ -308,6 +316,7 @@ def _satisfaction(bench: Bench, gate: NamedGate) -> Verdict:
         Counts(*mine),
         Counts(*theirs),
         _segments(bench.ledger, _votes),
+        [k for k, _ in bench.ledger.epochs()],
         margin=margin,
         fail_alpha=gate.rollback_alpha if gate.rolls_back else 0.0,
     )

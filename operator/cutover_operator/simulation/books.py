@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutover_operator.evidence.ledger import MARKS_KEPT
-from cutover_operator.rollout.gate_tests import Counts, Labels, Segments
+from cutover_operator.rollout.gate_tests import Counts, Labels, LabelStretches, Segments
+from cutover_operator.rollout.stretches import NO_STEP, pooled, stretches
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-NO_STEP = -1
 
 
 class Col(IntEnum):
@@ -168,10 +168,13 @@ class Books:
         slot = np.argmax(k, axis=0)
         return [self.totals[c, who] - self.marks[slot, c, who] for c in columns]
 
-    def segments(self, who: Ints, mine: tuple[Col, Col], theirs: tuple[Col, Col]) -> Segments:
-        """What both arms counted from mark to mark, (bad, whole) per arm, since judging began."""
+    def segments(
+        self, who: Ints, mine: tuple[Col, Col], theirs: tuple[Col, Col], fresh: bool = True
+    ) -> Segments:
+        """What both arms counted from mark to mark, (bad, whole) per arm, since judging began; since the first mark if
+        not `fresh`."""
         n = self.slots(who)
-        live = self.k_of(who, fresh=True) > 0
+        live = self.k_of(who, fresh) > 0
         last = self.used[who] - 1
 
         def parts(columns: tuple[Col, Col]) -> Counts:
@@ -192,6 +195,21 @@ class Books:
 
     def label_epochs(self, who: Ints) -> Labels:
         return Labels(*self.since(who, *_LABELS))
+
+    def label_stretches(self, who: Ints, deadline: float) -> LabelStretches:
+        """Labels of both arms in stretches of one weight."""
+        n = self.slots(who)
+        live, last = self.k_of(who, fresh=False) > 0, self.used[who] - 1
+        mine, theirs = (
+            np.stack([self._between(who, c, n, last, live) for c in columns])
+            for columns in (_LABELS, _CONTROL_LABELS)
+        )
+        begun = self.marks[0][np.asarray(_LABELS)][:, who].sum(axis=0) > 0
+        number, usable = stretches(self.at[:n][:, who], self.step[:n][:, who], begun, deadline)
+        mine, theirs = pooled(number, usable, mine, theirs)
+        k = np.arange(1, mine.shape[1] + 1)[:, None]
+        k = np.where(k <= np.where(live, number + 1, 0).max(axis=0), k, 0)
+        return LabelStretches(Labels(*mine), Labels(*theirs), k)
 
 
 _LABELS = (Col.RIGHT, Col.WRONG, Col.MISSING)

@@ -6,7 +6,7 @@ same limits, risks and floors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,8 +91,8 @@ class Rules:
         )
 
     @property
-    def cost_limit(self) -> float | None:
-        return min((g.gate.limit for g in self.gates if g.metric == "cost" and g.gate.limit), default=None)
+    def label_deadline(self) -> float:
+        return to_seconds(self.spec.analysis.labels.deadline)
 
     @property
     def incident_limit(self) -> float:
@@ -125,7 +125,7 @@ def judge_all(
     hours: HourBooks | None,
     who: Ints,
     step: Ints,
-    cost_wealth: Floats,
+    cost_wealth: Mapping[float, Floats],
     incident: Mask,
 ) -> tuple[NDArray[np.int8], Mask]:
     """(codes, shared) of every gate for the runs `who` at their `step`, shape `(gates, runs)`."""
@@ -143,7 +143,7 @@ def _judge(
     hours: HourBooks | None,
     who: Ints,
     step: Ints,
-    cost_wealth: Floats,
+    cost_wealth: Mapping[float, Floats],
     incident: Mask,
 ) -> Judged:
     gate = rules.gates[index]
@@ -152,11 +152,15 @@ def _judge(
     if gate.metric == "accuracy":
         return _judge_accuracy(rules, gate, books, hours, who, floor, fail_alpha)
     if gate.metric == "cost":
+        limit = gate.gate.limit or 0.0
+        answers, usd = books.since(who, Col.ANSWERED, Col.COST)
         return gate_tests.judge_cost(
-            books.totals[Col.ANSWERED, who],
-            books.totals[Col.COST, who],
-            cost_wealth,
-            limit=gate.gate.limit or 0.0,
+            answers[0],
+            usd[0],
+            cost_wealth[limit],
+            gate_tests.Priced(answers, usd),
+            books.k_of(who, fresh=False),
+            limit=limit,
             fail_alpha=fail_alpha,
         )
     if gate.metric == "satisfaction":
@@ -165,6 +169,7 @@ def _judge(
             Counts(totals[Col.DOWN], totals[Col.UP]),
             Counts(totals[Col.CONTROL_DOWN], totals[Col.CONTROL_UP]),
             _votes(books, who),
+            books.k_of(who, fresh=False),
             margin=gate.gate.margin if gate.gate.margin is not None else DEFAULT_RATIO_MARGIN,
             fail_alpha=fail_alpha,
         )
@@ -214,6 +219,7 @@ def _judge_accuracy(
         fail_alpha=fail_alpha,
         pass_alpha=enough,
         margin=None if paired else margin,
+        stretches=lambda: books.label_stretches(who, rules.label_deadline),
         exact=False,
     )
     if hours is None or margin is None or not paired:
@@ -275,7 +281,7 @@ def recovered(rules: Rules, books: Books, who: Ints, before: Floats) -> Mask:
 
 
 def _votes(books: Books, who: Ints) -> Segments:
-    """Votes between marks; `Segments` wants (bad, good), and up plus down is the whole."""
-    down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN))
-    up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP))
+    """Votes between all marks; `Segments` wants (bad, good), and up plus down is the whole."""
+    down = books.segments(who, (Col.DOWN, Col.DOWN), (Col.CONTROL_DOWN, Col.CONTROL_DOWN), fresh=False)
+    up = books.segments(who, (Col.UP, Col.UP), (Col.CONTROL_UP, Col.CONTROL_UP), fresh=False)
     return Segments(Counts(down.candidate.bad, up.candidate.bad), Counts(down.control.bad, up.control.bad))

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
-from cutover_operator.evidence.folding import COHORT_REQUESTS, COHORT_SECONDS, COST_CAP
-from cutover_operator.rollout.evalue import Bettor
+from cutover_operator.evidence.folding import COHORT_REQUESTS, COHORT_SECONDS, bet_on_cost
+from cutover_operator.rollout.betting import Purse
 from cutover_operator.rollout.gate_tests import Code, odd_share
+from cutover_operator.rollout.gates import cost_limits
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 from cutover_operator.rollout.risk import WATCH_SECONDS, epoch_due
 from cutover_operator.simulation.arrivals import Arrivals, Drawn, Source
@@ -96,7 +97,8 @@ class Walk:
         self.incident, self.down = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
         self.unseen = np.zeros_like(self.books.totals)
         self.unseen_hourly = np.zeros((len(Hourly), runs))
-        self.bettor = Bettor(*(np.zeros(runs) for _ in range(4)))
+        self.fresh = Purse(Purse.begun((runs,), drift=True).in_play, np.ones(runs, dtype=np.int64))
+        self.cost_bets = dict.fromkeys(cost_limits(rules.spec), self.fresh)
         self.cohorts: list[tuple[int, Floats, Floats]] = []
         self.thin = np.zeros((2, runs))
         self.decided, self.full, self.half = (np.full(runs, np.inf) for _ in range(3))
@@ -169,7 +171,7 @@ class Walk:
         self.labels += np.where(live, self.source.drawn, 0.0)
         self.bad += np.where(live, self.source.bad_answers, 0.0)
         self.frozen += np.where(live & self.incident, self.scenario.tick_seconds / 3600.0, 0.0)
-        if self.rules.cost_limit is not None:
+        if self.cost_bets:
             self._spend(events[Col.COST], np.where(live, events[Col.ANSWERED], 0.0), seconds)
         return events
 
@@ -192,16 +194,15 @@ class Walk:
 
     def _bet(self, seconds: float) -> None:
         """One bet per closed minute on its mean cost; thin minutes join the next one, as in `evidence.folding`."""
-        limit = self.rules.cost_limit
-        if limit is None:
-            return
         closed_before = int((seconds - COHORT_SECONDS) // COHORT_SECONDS)
         while self.cohorts and self.cohorts[0][0] < closed_before:
             _, cost, requests = self.cohorts.pop(0)
             self.thin += np.asarray([cost, requests])
             ready = self.thin[1] >= COHORT_REQUESTS
             mean = self.thin[0] / np.where(ready, self.thin[1], 1.0)
-            self.bettor = self.bettor.bet(mean / (COST_CAP * limit), 1.0 / COST_CAP, ready)
+            self.cost_bets = {
+                limit: bet_on_cost(purse, mean, limit, ready) for limit, purse in self.cost_bets.items()
+            }
             self.thin = np.where(ready, 0.0, self.thin)
 
     # ------------------------------------------------------------ the operator
@@ -215,7 +216,8 @@ class Walk:
         books.roll_incident(self._mask(who, self.down[who] & ~down), seconds, before)
         control = books.fresh_counts(who, Col.CONTROL_ERRORS, Col.CONTROL_ANSWERED)
         lasts = self.incident[who] & incident_lasts(control.bad, control.all, rules.incident_limit, down)
-        codes, shared = judge_all(rules, books, self.hours, who, step, self.bettor.log_wealth[who], lasts)
+        won = {limit: purse.log_wealth[who] for limit, purse in self.cost_bets.items()}
+        codes, shared = judge_all(rules, books, self.hours, who, step, won, lasts)
         failing = (codes == Code.FAIL).any(axis=0)
         mine, theirs, copies = books.since_step(who, step, Col.ANSWERED, Col.CONTROL_ANSWERED, Col.MIRRORED)
         live_step = rules.shadow[step] == 0
@@ -249,7 +251,9 @@ class Walk:
         weeks = promoted & (move == Move.HOLD) & (seconds - books.oldest_at[who] >= WATCH_SECONDS)
         self._watch_anew(self._mask(who, weeks), seconds)
         active = live & (self.finish != ROLLED_BACK)
-        books.mark(active & epoch_due(books.oldest_at, books.newest_at, seconds), seconds)
+        due = active & epoch_due(books.oldest_at, books.newest_at, seconds)
+        books.mark(due, seconds)
+        self._next_epoch(due)
         return self._mask(who, anew)
 
     def _mask(self, who: Ints, which: Mask) -> Mask:
@@ -262,6 +266,7 @@ class Walk:
         fresh = hit & ~self.incident
         if fresh.any():
             self.books.incident(fresh, seconds)
+            self._next_epoch(fresh)
         self.incident |= hit
 
     def _roll_back(self, runs: Ints, own: Mask, seconds: float) -> None:
@@ -286,6 +291,7 @@ class Walk:
         self.full = np.where(go & (self.weight >= 1.0) & np.isinf(self.full), hours, self.full)
         if on.any():
             self.books.mark(on, seconds, self.step)
+            self._next_epoch(on)
         if there.any():
             self.finish = np.where(there, np.int8(PROMOTED), self.finish)
             self.decided = np.where(there, hours, self.decided)
@@ -297,10 +303,18 @@ class Walk:
             self.books.restart_watch(who, seconds, self.step)
             if self.hours is not None:
                 self.hours.restart(who, seconds)
-            old = self.bettor
-            self.bettor = Bettor(
-                *(np.where(who, 0.0, part) for part in (old.cohorts, old.mean, old.squares, old.log_wealth))
-            )
+            self.cost_bets = {
+                limit: Purse(
+                    np.where(who[:, None], self.fresh.in_play, purse.in_play),
+                    np.where(who, 1, purse.epochs),
+                )
+                for limit, purse in self.cost_bets.items()
+            }
+
+    def _next_epoch(self, who: Mask) -> None:
+        """Bets on costs begin an epoch with each mark, as in the ledger."""
+        if self.cost_bets and who.any():
+            self.cost_bets = {limit: purse.next_epoch(who) for limit, purse in self.cost_bets.items()}
 
     def _outcome(self) -> Outcome:
         return Outcome(
