@@ -317,5 +317,6 @@ def test_bets_on_costs_begin_an_epoch_with_each_mark_but_the_first() -> None:
     assert ledger.cost_bets["0.01"] == purse
     marked = ledger.with_mark(10.0).after_incident(20.0).with_mark(30.0, 1)
     assert marked.cost_bets["0.01"] == purse.next_epoch().next_epoch().next_epoch()
+    assert marked.with_mark(35.0, 1).cost_bets == marked.cost_bets, "a mark that is set again"
     assert marked.restarted_watch(40.0, 1).cost_bets == {}
     assert Ledger.from_json(marked.to_json()) == marked

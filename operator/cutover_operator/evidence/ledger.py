@@ -154,8 +154,11 @@ class Ledger:
         return replace(self, marks=marks, fresh_from=min(self.fresh_from, k), cost_bets=self._bets_at(k))
 
     def _bets_at(self, k: int) -> Mapping[str, Purse]:
-        """The bets once this mark is made: each begins an epoch, but for the one in which everything begins."""
-        return {key: purse.next_epoch() for key, purse in self.cost_bets.items()} if k > 1 else self.cost_bets
+        """The bets once this mark is made: each begins an epoch, but for the one in which everything begins and for a
+        mark that is set again, whose epoch began already."""
+        if k == 1 or any(m.k >= k for m in self.marks):
+            return self.cost_bets
+        return {key: purse.next_epoch() for key, purse in self.cost_bets.items()}
 
     def without_steps(self) -> Ledger:
         """The steps were rewritten: the epochs stay, so that an unwelcome trend is not forgotten by an edit."""

@@ -105,8 +105,11 @@ class LabelStretches:
 
     @classmethod
     def one(cls, candidate: Labels, control: Labels) -> LabelStretches:
-        arms = (candidate, control)
-        return cls(*(Labels(*(np.asarray(v)[None] for v in (a.right, a.wrong, a.missing))) for a in arms))
+        mine, theirs = (
+            Labels(*(np.asarray(value)[None] for value in (arm.right, arm.wrong, arm.missing)))
+            for arm in (candidate, control)
+        )
+        return cls(mine, theirs)
 
 
 @dataclass(frozen=True, slots=True)
