@@ -16,7 +16,7 @@ from cutover_operator.rollout import pairs, strata
 from cutover_operator.rollout.betting import STAKES, Purse
 from cutover_operator.rollout.evalue import mixture
 from cutover_operator.rollout.pairs import Pairs
-from cutover_operator.rollout.reviewers import Noise, floor_for_fail, floor_for_pass, measured, seen_accuracy
+from cutover_operator.rollout.reviewers import floor_on_labels, measured, seen_accuracy
 from cutover_operator.rollout.selective import choose_threshold
 from cutover_operator.rollout.strata import Cohort, Learned
 
@@ -214,11 +214,10 @@ def test_reviewers_errors_are_bounded_on_both_sides() -> None:
     noise = measured(same=961, different=39, alpha=0.005)
     assert noise.least < 0.02 < noise.most
     assert seen_accuracy(0.93, 0.02) == pytest.approx(0.9128)
-    assert floor_for_fail(0.9, noise) < seen_accuracy(0.9, 0.02) < floor_for_pass(0.9, noise) < 0.9
+    assert seen_accuracy(0.9, 0.02) < floor_on_labels(0.9, noise) < 0.9
     unknown = measured(0, 0, 0.005)
     assert (float(unknown.least), float(unknown.most)) == (0.0, 0.5)
-    assert floor_for_pass(0.9, unknown) == 0.9, "what nobody measured is no excuse"
-    assert floor_for_fail(0.9, Noise(np.asarray(0.0), np.asarray(0.0))) == 0.9
+    assert floor_on_labels(0.9, unknown) == 0.9, "what nobody measured is no excuse"
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.1])

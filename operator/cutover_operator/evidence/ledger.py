@@ -23,7 +23,7 @@ from cutover_operator.rollout.betting import Purse
 SCHEMA_VERSION = 3
 """1: without hours and without totals of pairs, pools, second labels and confidence; read as if they had not begun.
 2: with one bettor on costs, against the lowest limit; what it won is played on with against that limit, and other
-limits are bet against from now on; a user's own counters were read when it was written, if ever."""
+limits are bet against from now on; a user's own counters are read back to the beginning once."""
 LEDGER_KEY = "ledger.json"
 MARKS_KEPT = 40
 SERIES_KEPT = 2000

@@ -68,8 +68,8 @@ def floors(spec: ModelRolloutSpec, ledger: Ledger, gate: NamedGate, floor: float
     same, different = (ledger.total(f"doubles/{gate.field}/{result}") for result in ("same", "different"))
     noise = reviewers.measured(same, different, risk * reviewers.RISK_PART)
     return Floors(
-        float(reviewers.floor_for_pass(limit, noise)) if limit > 0.5 else limit,
-        float(reviewers.floor_for_pass(floor, noise)) if floor is not None and floor > 0.5 else floor,
+        float(reviewers.floor_on_labels(limit, noise)) if limit > 0.5 else limit,
+        float(reviewers.floor_on_labels(floor, noise)) if floor is not None and floor > 0.5 else floor,
         pass_alpha(spec, gate),
         float(noise.least),
     )

@@ -28,7 +28,6 @@ from cutover_operator.rollout.evalue import (
     mixture,
     refuted,
 )
-from cutover_operator.rollout.reviewers import RISK_PART, Noise, floor_for_fail, floor_for_pass
 
 COST_MIN_ANSWERS = 100
 VOTES_MIN = 100
@@ -292,13 +291,12 @@ def judge_accuracy(
     k: ArrayLike | None,
     control: Labels,
     *,
-    limit: float | None,
+    limit: ArrayLike | None,
     floor: ArrayLike | None,
     fail_alpha: ArrayLike,
     pass_alpha: ArrayLike,
     margin: float | None,
     available: ArrayLike = True,
-    noise: Noise | None = None,
     stretches: Callable[[], LabelStretches] | None = None,
     exact: bool = True,
 ) -> Judged:
@@ -306,9 +304,7 @@ def judge_accuracy(
 
     `stretches` is what may be compared with the control; None: everything, since no weight ever changed.
 
-    Missing labels count against what is being proven: as wrong for a pass, as right for a fail. With `noise`, limit and
-    floor are lowered to what labels by reviewers who err would show, each by the bound that makes its proof harder; a
-    part of the risk pays for the bounds. Not `exact`: evidence that decides nothing may be an upper bound.
+    Missing labels count against what is being proven: as wrong for a pass, as right for a fail. Not `exact`: evidence that decides nothing may be an upper bound.
     """
     n, value = total.all, portion(total.right, total.all)
     shape = np.broadcast_shapes(n.shape, np.shape(fail_alpha), np.shape(available))
@@ -317,17 +313,14 @@ def judge_accuracy(
     fail, proven = np.zeros(shape, bool), np.ones(shape, bool)
     if limit is not None:
         held = np.asarray(epochs.right) + epochs.missing
-        refuse = aim = np.asarray(limit, dtype=np.float64)
-        certify, risk_left = np.asarray(limit if floor is None else floor), 1.0
-        if noise is not None:
-            refuse, certify = floor_for_fail(refuse, noise), floor_for_pass(certify, noise)
-            aim, risk_left = floor_for_pass(limit, noise), 1.0 - RISK_PART
-        needed = log_level(level_alpha * risk_left)
+        aim = np.asarray(limit, dtype=np.float64)
+        certify = np.asarray(limit if floor is None else floor)
+        needed = log_level(level_alpha)
         kinds = [Counts(epochs.wrong, held)]
-        (log_fail,) = violations(kinds, k, refuse, -1, KAPPA_ACCURACY, None if exact else needed)
+        (log_fail,) = violations(kinds, k, aim, -1, KAPPA_ACCURACY, None if exact else needed)
         log_pass = log_e(total.right, np.asarray(total.wrong) + total.missing, certify, 1, KAPPA_ACCURACY)
         fail = fail | (log_fail >= needed)
-        proven = proven & (log_pass >= log_level(np.asarray(pass_alpha) * risk_left)) & (value >= aim)
+        proven = proven & (log_pass >= log_level(pass_alpha)) & (value >= aim)
     worse = np.zeros(shape, bool)
     if margin is not None:
         alike = LabelStretches.one(total, control) if stretches is None else stretches()

@@ -2,8 +2,8 @@
 
 Two reviewers who each err with chance eps, independently, differ with chance 2 eps (1 - eps). A model right with chance
 p is then labelled right with chance p (1 - eps) + (1 - p) eps, so an accuracy floor has to be lowered by the same rule,
-or a good model can hardly be certified at all. The bounds of eps hold at all times at once, and each side uses the one
-that makes its own proof harder.
+or a good model can hardly be certified at all. The bounds of eps hold at all times at once. Both sides use the lower one:
+what second labels do not prove of the reviewers counts against the model (docs/decisions/0006).
 """
 
 from __future__ import annotations
@@ -46,11 +46,6 @@ def seen_accuracy(p: ArrayLike, error_rate: ArrayLike) -> Floats:
     return np.asarray(chance * (1 - eps) + (1 - chance) * eps)
 
 
-def floor_for_pass(p0: ArrayLike, noise: Noise) -> Floats:
-    """The floor a certificate must prove on noisy labels: by the fewest errors the reviewers may make (p0 > 1/2)."""
+def floor_on_labels(p0: ArrayLike, noise: Noise) -> Floats:
+    """What noisy labels must show of a model exactly at p0 > 1/2: by the fewest errors the reviewers may make."""
     return seen_accuracy(p0, noise.least)
-
-
-def floor_for_fail(p0: ArrayLike, noise: Noise) -> Floats:
-    """The floor a rollback must prove broken on noisy labels: by the most errors they may make (p0 > 1/2)."""
-    return seen_accuracy(p0, noise.most)

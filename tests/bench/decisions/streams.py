@@ -21,7 +21,7 @@ from cutover_operator.rollout.gate_tests import (
     judge_share,
 )
 from cutover_operator.rollout.pairs import Pairs
-from cutover_operator.rollout.reviewers import RISK_PART, Noise, measured
+from cutover_operator.rollout.reviewers import RISK_PART, Noise, floor_on_labels, measured
 from cutover_operator.rollout.selective import choose_threshold
 from cutover_operator.rollout.strata import Cohort, Learned
 
@@ -33,18 +33,19 @@ Floats = NDArray[np.float64]
 def _accuracy(
     right: Floats, wrong: Floats, missing: Floats, *, risk: float = RISK, noise: Noise | None = None
 ) -> Judged:
-    """Counts at each look, shape `(runs, looks)`, as one epoch; the floor is .90."""
+    """Counts at each look, shape `(runs, looks)`, as one epoch; the floor is .90. With `noise` as `accuracy.floors` lowers
+    it on labels of reviewers who err."""
+    floor = np.asarray(0.9) if noise is None else floor_on_labels(0.9, noise)
     return judge_accuracy(
         Labels(right, wrong, missing),
         Labels(right[None], wrong[None], missing[None]),
         None,
         Labels(0.0, 0.0, 0.0),
-        limit=0.9,
-        floor=0.9,
+        limit=floor,
+        floor=floor,
         fail_alpha=risk,
-        pass_alpha=risk,
+        pass_alpha=risk * (1.0 if noise is None else 1.0 - RISK_PART),
         margin=None,
-        noise=noise,
     )
 
 
@@ -327,11 +328,16 @@ def _late_labels(report: Report) -> None:
 
 # ---------------------------------------------------------------- noisy labels
 def _noisy_labels(report: Report) -> None:
-    """Reviewers err in 2 %; every twentieth label is given twice. Looks after every 25 labels."""
+    """Reviewers err in 2 %; every twentieth label is given twice. Looks after every 25 labels.
+
+    A model is held to the labels as people give them until second labels prove their errors, so the risk of a rollback is
+    kept for one whose *labels* meet the limit; for one that meets it in truth alone the table says how often it is lost.
+    """
     runs, step, length, eps, doubled = report.runs, 25, 6000, 0.02, 0.05
     rows, reached = [], {}
     n = np.arange(step, length + 1, step)
-    for truth in (0.93, 0.90, 0.85):
+    meets_it = round((0.9 - eps) / (1 - 2 * eps), 4)
+    for truth in (0.93, meets_it, 0.90, 0.85):
         rng = np.random.default_rng(SEED + 8)
         seen = truth * (1 - eps) + (1 - truth) * eps
         right = np.cumsum(rng.binomial(step, seen, (runs, len(n))), axis=1).astype(float)
@@ -352,11 +358,9 @@ def _noisy_labels(report: Report) -> None:
         ("truth", "floor", "proof", "reached", "median labels"),
         rows,
     )
-    for side in ("pass", "fail"):
-        name = "measured by 5 % double labels"
-        report.goal(
-            f"noisy labels, corrected: false {side} at the limit", reached[0.90, name, side], at_most=RISK
-        )
+    name = "measured by 5 % double labels"
+    for side, truth, what in (("pass", 0.90, "at the limit"), ("fail", meets_it, "where labels meet the limit")):
+        report.goal(f"noisy labels, corrected: false {side} {what}", reached[truth, name, side], at_most=RISK)
 
 
 # ---------------------------------------------------------------- E
