@@ -359,7 +359,10 @@ def _noisy_labels(report: Report) -> None:
         rows,
     )
     name = "measured by 5 % double labels"
-    for side, truth, what in (("pass", 0.90, "at the limit"), ("fail", meets_it, "where labels meet the limit")):
+    for side, truth, what in (
+        ("pass", 0.90, "at the limit"),
+        ("fail", meets_it, "where labels meet the limit"),
+    ):
         report.goal(f"noisy labels, corrected: false {side} {what}", reached[truth, name, side], at_most=RISK)
 
 
