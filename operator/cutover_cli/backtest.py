@@ -112,15 +112,17 @@ def _row(look: Look) -> list[str]:
 
 
 def _end(told: Told) -> str:
-    status = told.status
-    if status.finish is None:
-        return (
-            f"It would still be at {status.step_text or 'its beginning'}: {status.reason}: {status.message}"
-        )
+    last, status = told.status, told.ended
+    if status is None:
+        return f"It would still be at {last.step_text or 'its beginning'}: {last.reason}: {last.message}"
     passed = ", ".join(
         f"{record.name} {'passed*' if record.outcome == 'Skipped' else record.outcome or 'still there'}"
         for record in status.steps
     )
-    word = {"Promoted": "promoted", "RolledBack": "rolled back"}.get(status.finish, status.finish)
+    finish = str(status.finish)
+    word = {"Promoted": "promoted", "RolledBack": "rolled back"}.get(finish, finish)
     at = datetime.fromisoformat(status.finished_at) if status.finished_at else told.ended_at
-    return f"It would have been {word} on {clock(at)}: {status.reason}: {status.message}\nSteps: {passed}."
+    said = f"It would have been {word} on {clock(at)}: {status.reason}: {status.message}\nSteps: {passed}."
+    if status.finish == "Promoted" and (last.reason, last.message) != (status.reason, status.message):
+        said += f"\nAt the last look, {clock(told.ended_at)}, while it was watched: {last.reason}: {last.message}"
+    return said

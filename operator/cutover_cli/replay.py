@@ -61,6 +61,9 @@ class Told:
 
     changes: tuple[Look, ...]
     status: ModelRolloutStatus
+    """Of the last look."""
+    ended: ModelRolloutStatus | None
+    """Of the look that decided the end; the reasons in later ones are those of later looks."""
     passes: int
     ended_at: datetime
 
@@ -136,6 +139,7 @@ class Replay:
         found: list[Look] = []
         passes, followed, orders = 0, True, 0
         last: Any = None
+        ended: ModelRolloutStatus | None = None
         status, at = ModelRolloutStatus(), datetime.fromtimestamp(self._recording.start, UTC)
         while at.timestamp() < self._recording.end:
             self._now = min(self._now, self._recording.end)
@@ -153,10 +157,12 @@ class Replay:
             if _said(status) != last:
                 last = _said(status)
                 found.append(Look(at, status, followed))
+            if status.finish != (ended.finish if ended is not None else None):
+                ended = status
             if status.finish not in (None, "Promoted"):
                 break
             self._now = self._next(plan)
-        return Told(tuple(found), status, passes, at)
+        return Told(tuple(found), status, ended, passes, at)
 
     def ledger(self) -> Ledger | None:
         """The evidence as of the last checkpoint."""

@@ -103,6 +103,20 @@ def test_an_outage_in_the_recording_is_a_hold_not_a_zero(tmp_path: Path, backtes
     assert len(entered(text)) >= 2
 
 
+def test_trouble_after_the_promotion_is_not_the_reason_of_the_promotion(
+    tmp_path: Path, backtest: Any
+) -> None:
+    town = recorded()
+    path = Path(kept(town, tmp_path))
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "to": document["to"] + 900}))
+    whole = backtest("--samples", str(path))
+    end, later = whole[whole.index("It would have been promoted on") :].split("\nSteps: ")
+    assert ": Promoted: passed the last step: " in end
+    assert "MetricsUnavailable" not in end
+    assert re.search(r"\nAt the last look, .*: MetricsUnavailable: metrics unavailable since", later)
+
+
 @pytest.mark.parametrize(
     "problem", ["nothing", "no file", "other rollout", "two rollouts", "empty", "turned", "no from"]
 )
