@@ -124,5 +124,7 @@ def _end(told: Told) -> str:
     at = datetime.fromisoformat(status.finished_at) if status.finished_at else told.ended_at
     said = f"It would have been {word} on {clock(at)}: {status.reason}: {status.message}\nSteps: {passed}."
     if status.finish == "Promoted" and (last.reason, last.message) != (status.reason, status.message):
-        said += f"\nAt the last look, {clock(told.ended_at)}, while it was watched: {last.reason}: {last.message}"
+        said += (
+            f"\nAt the last look, {clock(told.ended_at)}, while it was watched: {last.reason}: {last.message}"
+        )
     return said

@@ -34,12 +34,17 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
     if missing:
         head += f"\nNot simulated: {'; '.join(missing)}."
     if len(stories) > SIDE_BY_SIDE:
-        return f"{head}\n\n{_compared(spec, stories)}"
+        return f"{head}\n\n{_compared(spec, stories, assumed.horizon_seconds)}"
+    horizon = assumed.horizon_seconds
+
+    def within(hours: float | None) -> str:
+        return _hours(hours, horizon)
+
     rows = [
         *[[title, *(_chance(story, end) for story in stories)] for end, title in ENDS],
         ["stopped by", *(_stopped(story) for story in stories)],
-        ["time to the decision, median", *(_hours(s.outcome.summary().median_hours) for s in stories)],
-        ["  nine of ten within", *(_hours(s.outcome.summary().slowest_hours) for s in stories)],
+        ["time to the decision, median", *(within(s.outcome.summary().median_hours) for s in stories)],
+        ["  nine of ten within", *(within(s.outcome.summary().slowest_hours) for s in stories)],
         ["labels drawn, median", *(f"{s.outcome.summary().median_labels:,.0f}" for s in stories)],
         [
             "answers of the candidate, median",
@@ -51,7 +56,7 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
         ["information limit", *(_limit(story.limit) for story in stories)],
     ]
     table = columns(["", *(f"accuracy {story.accuracy:g}" for story in stories)], rows)
-    return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1) for story in stories)])
+    return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1, horizon) for story in stories)])
 
 
 def _together(spec: ModelRolloutSpec, assumed: Assumptions, stories: Sequence[Story]) -> list[list[str]]:
@@ -108,7 +113,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
+def _compared(spec: ModelRolloutSpec, stories: Sequence[Story], horizon: float) -> str:
     """A line each, for more candidates than fit side by side."""
     rows, sure = [], keeps_by_confidence(spec)
     for story in stories:
@@ -117,8 +122,8 @@ def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
             [
                 f"{story.accuracy:g}",
                 *(_chance(story, end) for end, _ in ENDS),
-                _hours(summary.median_hours),
-                _hours(summary.slowest_hours),
+                _hours(summary.median_hours, horizon),
+                _hours(summary.slowest_hours, horizon),
                 f"{summary.median_labels:,.0f}",
                 f"{summary.median_bad_answers:,.0f}",
                 *([_threshold(story), _kept(story)] if sure else []),
@@ -130,17 +135,14 @@ def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
     return columns([*header, "BAD ANSWERS", *kept, "INFORMATION LIMIT"], rows)
 
 
-def _steps(spec: ModelRolloutSpec, story: Story, titled: bool) -> str:
-    rows = [
-        [
-            step_title(step),
-            f"{100 * stay.entered:.0f} %",
-            _hours(stay.median_hours),
-            _hours(stay.slowest_hours),
-            "-" if stay.median_labels is None else f"{stay.median_labels:,.0f}",
+def _steps(spec: ModelRolloutSpec, story: Story, titled: bool, horizon: float) -> str:
+    rows = []
+    for step, stay in zip(spec.steps, story.stays, strict=True):
+        hours = [
+            _hours(at, horizon) if stay.entered else "-" for at in (stay.median_hours, stay.slowest_hours)
         ]
-        for step, stay in zip(spec.steps, story.stays, strict=True)
-    ]
+        labels = "-" if stay.median_labels is None else f"{stay.median_labels:,.0f}"
+        rows.append([step_title(step), f"{100 * stay.entered:.0f} %", *hours, labels])
     title = f"Steps at accuracy {story.accuracy:g}" if titled else "Steps"
     return f"{title}\n" + columns(["STEP", "ENTERED", "MEDIAN", "NINE OF TEN WITHIN", "LABELS BY THEN"], rows)
 
@@ -157,12 +159,13 @@ def _stopped(story: Story) -> str:
     return ", ".join(said) or "-"
 
 
-def _hours(hours: float | None) -> str:
-    return "-" if hours is None else span(3600 * hours)
+def _hours(hours: float | None, horizon_seconds: float) -> str:
+    """`> 14d` for what lies beyond the horizon."""
+    return f"> {span(horizon_seconds)}" if hours is None else span(3600 * hours)
 
 
 def _limit(limit: Limit | None) -> str:
-    return "-" if limit is None else f"{limit.labels:,.0f} labels to {limit.kind}, {_hours(limit.hours)}"
+    return "-" if limit is None else f"{limit.labels:,.0f} labels to {limit.kind}, {span(3600 * limit.hours)}"
 
 
 # ---------------------------------------------------------------- pictures

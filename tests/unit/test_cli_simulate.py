@@ -62,6 +62,23 @@ def test_the_same_seed_gives_the_same_answer(capsys: pytest.CaptureFixture[str])
     assert one == two != other
 
 
+def test_an_undecided_run_takes_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the limit: nearly all runs are undecided, so neither half of them nor nine of ten are decided in time."""
+    text = simulated(capsys, "--accuracy", "0.90", *QUICK, "--runs", "40")
+    assert 0 < float(row(text, "undecided").split()[1]) < 100
+    assert row(text, "time to the decision, median").split()[-2:] == [">", "14d"]
+    assert row(text, "  nine of ten within").split()[-2:] == [">", "14d"]
+    entered, *times = row(text, "weight 50%").split()[2:]
+    assert 0 < int(entered) < 40
+    assert times == ["%", ">", "14d", ">", "14d", "-"]
+    lines = simulated(
+        capsys, "--accuracy", "0.90", "0.8", "0.97", "0.98", *QUICK, "--runs", "40"
+    ).splitlines()
+    times_of = {line.split()[0]: line for line in lines if re.match(r"0\.\d", line)}
+    assert times_of["0.9"].count("> 14d") == 2
+    assert times_of["0.97"].count("> 14d") == 0
+
+
 def test_many_candidates_have_a_line_each_and_a_power_curve(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
