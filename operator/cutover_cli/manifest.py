@@ -56,6 +56,12 @@ def read_manifest(path: str, name: str = "") -> Manifest:
     return Manifest(str(meta.get("name") or "rollout"), str(meta.get("uid") or ""), spec)
 
 
+def ignored(spec: ModelRolloutSpec) -> list[str]:
+    """What people have set to stop a rollout where it stands says nothing about one that is only thought through."""
+    said = [f"spec.{name}" for name in ("freeze", "hold") if getattr(spec, name)]
+    return [f"{' and '.join(said)} {'are' if said[1:] else 'is'} set and ignored here"] if said else []
+
+
 def task_of(spec: ModelRolloutSpec) -> Task:
     """A task that scores every field the gates name: the manifest does not say which task its gateway serves."""
     fields = sorted({g.field for g in spec.gates if g.field and g.field != FIELD_OVERALL})[:16] or ["answer"]

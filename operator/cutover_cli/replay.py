@@ -24,7 +24,7 @@ from cutover.contract import (
 )
 from cutover.route import RouteReport
 from cutover_cli.manifest import task_of
-from cutover_cli.recording import Recording, everything
+from cutover_cli.recording import Recording, RecordingError, everything
 from cutover_operator.evidence.folding import fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name, to_config_map
@@ -42,6 +42,7 @@ NAMESPACE = "recorded"
 PROMETHEUS = "http://recorded.invalid"
 POD = "recorded"
 LEAST_PAUSE_SECONDS = 0.1
+MOST_LOOKS = 500_000
 SITE = Site(PROMETHEUS, (PROMETHEUS,), Images("", "", ""))
 
 
@@ -100,6 +101,12 @@ class Replay:
         self._recording = recording
         self._tick_seconds = tick_seconds or to_seconds(spec.analysis.interval)
         self._now = self._begin_at = recording.first_seen(rollout)
+        looks = (recording.end - self._begin_at) / self._tick_seconds
+        if looks > MOST_LOOKS:
+            raise RecordingError(
+                f"a look every {self._tick_seconds:g} s until the end makes {looks:,.0f} looks, more than {MOST_LOOKS:,}; "
+                "name an earlier --to or a longer --tick"
+            )
         self._owner = Owner(name, NAMESPACE, rollout)
         self._shelf = Shelf()
         self._watchtower = Watchtower(self._shelf, self, self, SITE, lambda: self._now)

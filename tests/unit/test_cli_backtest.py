@@ -145,6 +145,93 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path, backtest: Any, problem:
         assert "--from is missing" in backtest("--prometheus", "http://127.0.0.1:1", code=1)
 
 
+CUSTOM = {
+    "metric": "custom",
+    "name": "appeals",
+    "limit": 0.1,
+    "bad": "appealed_total",
+    "total": "claims_total",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gatewayRef": "elsewhere"}, ["spec.gatewayRef is elsewhere", "are of gateway assessor"]),
+        (
+            {"gates": [{"metric": "accuracy", "field": "nosuch", "limit": 0.9}]},
+            ["accuracy-nosuch judges field nosuch", "are of damageType, overall"],
+        ),
+        ({"gates": [CUSTOM]}, ["bad of gate appeals is appealed_total, which was not recorded", ": none;"]),
+    ],
+)
+def test_a_manifest_whose_needs_were_not_recorded_is_refused(
+    tmp_path: Path, backtest: Any, changes: dict[str, Any], said: list[str]
+) -> None:
+    samples = kept(recorded(ticks=30), tmp_path)
+    text = backtest("--samples", samples, code=1, **changes)
+    assert all(part in text for part in [*said, "--prometheus URL --save FILE"]), text
+
+
+def test_what_a_recording_is_about_is_said_at_its_top(tmp_path: Path, backtest: Any) -> None:
+    path = Path(kept(recorded(ticks=30), tmp_path))
+    assert "Note:" not in backtest("--samples", str(path))
+    other = {"model": {"uri": "https://models.example/v1", "version": "damage-v7"}}
+    text = backtest("--samples", str(path), candidate=other, hold=True)
+    head = text.split("\n\n", maxsplit=1)[0]
+    assert "Note: candidate.model.version of the manifest is damage-v7, recorded was damage-v1" in head
+    assert "Note: spec.hold is set and ignored here." in head
+    document = json.loads(path.read_text())
+    del document["answers"]["cutover_labels_matured_total"]
+    path.write_text(json.dumps(document))
+    head = backtest("--samples", str(path)).split("\n\n", maxsplit=1)[0]
+    assert "Note: there are no labels of rollout" in head
+
+
+def test_a_replay_ends_soon_after_the_last_sample(tmp_path: Path, backtest: Any) -> None:
+    town = recorded()
+    path = kept(town, tmp_path)
+    text = backtest("--samples", path, "--to", "2031-03-20T00:00:00Z")
+    last = datetime.fromtimestamp(town.now, UTC)
+    assert f"Note: the last sample is of {last:%Y-%m-%d %H:%M:%S} UTC: followed until " in text
+    assert "not until 2031-03-20 00:00:00 UTC." in text
+    looks = re.search(r"([\d,]+) looks", text)
+    assert looks is not None
+    assert int(looks[1]) < 200
+    late = backtest(
+        "--samples", path, "--from", "2030-12-01T00:00:00Z", "--to", "2031-01-01T00:00:00Z", code=1
+    )
+    assert "lies after the last sample" in late
+    endless = backtest("--samples", path, "--tick", "1ms", "--to", "2031-03-20T00:00:00Z", code=1)
+    assert "makes 99" in endless
+    assert "name an earlier --to or a longer --tick" in endless
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"from": float("nan")}, "from is nan, not Unix seconds"),
+        ({"to": float("inf")}, "to is inf, not Unix seconds"),
+        ({"to": 1e12}, "to is 1000000000000.0, not Unix seconds"),
+        ({"schemaVersion": 2}, "schemaVersion is 2, this version reads 1; update"),
+        ({"time": float("nan")}, "the time nan is not Unix seconds"),
+        ({"value": "abc"}, "could not convert string to float: 'abc'"),
+    ],
+)
+def test_a_malformed_recording_is_named(
+    tmp_path: Path, backtest: Any, change: dict[str, Any], said: str
+) -> None:
+    path = Path(kept(recorded(ticks=10), tmp_path))
+    document = json.loads(path.read_text())
+    one = document["answers"]["cutover_requests_total"][0]["data"]["result"][3]
+    for at, name in enumerate(("time", "value")):
+        if name in change:
+            one["values"][1][at] = change.pop(name)
+            said = f"cutover_requests_total, series {json.dumps(one['metric'])}: ValueError: {said}"
+    path.write_text(json.dumps({**document, **change}))
+    assert said in backtest("--samples", str(path), code=1)
+
+
 def test_a_manifest_that_can_never_work_is_refused(tmp_path: Path, backtest: Any) -> None:
     town = recorded()
     text = backtest("--samples", kept(town, tmp_path), gates=[{"metric": "latency", "limit": 1.7}], code=1)
