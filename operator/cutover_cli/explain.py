@@ -16,7 +16,7 @@ from cutover.api.modelrollout import GateStatus, ModelRolloutSpec, ModelRolloutS
 from cutover_cli import trouble
 from cutover_cli.layout import age
 from cutover_cli.prospects import Prospects, prospects
-from cutover_cli.rollout_view import status_of, step_title
+from cutover_cli.rollout_view import status_of, step_title, steps_of
 from cutover_cli.trouble import seconds
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.rollout.gates import advance_names, named_gates
@@ -37,7 +37,7 @@ def explain(obj: Object, now: datetime, ledger: Ledger | None = None) -> str:
     stale = trouble.stale(obj, status, ledger, now)
     if status.finish:
         return "\n".join(_ended(name, obj, status, stale, now))
-    steps = spec.get("steps") or []
+    steps = steps_of(obj)
     step: Object = steps[status.step] if status.step < len(steps) else {}
     said = [_where(name, status, step, len(steps), now)]
     if status.message:

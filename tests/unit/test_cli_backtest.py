@@ -207,6 +207,13 @@ def test_a_replay_ends_soon_after_the_last_sample(tmp_path: Path, backtest: Any)
     assert "name an earlier --to or a longer --tick" in endless
 
 
+def test_a_time_before_the_calendar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["backtest", "-f", manifest(tmp_path), "--from", "99999999d"])
+    assert caught.value.code == 2
+    assert "99999999d ago is before the year 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
