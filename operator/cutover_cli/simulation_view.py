@@ -21,7 +21,14 @@ SIDE_BY_SIDE = 3
 ENDS = ((PROMOTED, "promoted"), (ROLLED_BACK, "rolled back"), (UNDECIDED, "undecided"))
 
 
-def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Sequence[Story], seed: int) -> str:
+def view(
+    name: str,
+    spec: ModelRolloutSpec,
+    assumed: Assumptions,
+    stories: Sequence[Story],
+    seed: int,
+    notes: Sequence[str] = (),
+) -> str:
     """What was assumed, what became of it, and when each step was entered."""
     runs = stories[0].outcome.runs
     head = (
@@ -33,6 +40,8 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
     missing = not_simulated(spec)
     if missing:
         head += f"\nNot simulated: {'; '.join(missing)}."
+    for note in [*notes, *_unlabelled(spec, assumed)]:
+        head += f"\nNote: {note}."
     if len(stories) > SIDE_BY_SIDE:
         return f"{head}\n\n{_compared(spec, stories, assumed.horizon_seconds)}"
     horizon = assumed.horizon_seconds
@@ -57,6 +66,14 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
     ]
     table = columns(["", *(f"accuracy {story.accuracy:g}" for story in stories)], rows)
     return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1, horizon) for story in stories)])
+
+
+def _unlabelled(spec: ModelRolloutSpec, assumed: Assumptions) -> list[str]:
+    """Why nothing can be decided without labels."""
+    gates = [gate.name for gate in named_gates(spec) if gate.metric == "accuracy"]
+    if assumed.label_rate > 0 or not gates:
+        return []
+    return [f"no answer is labelled (--label-rate 0), so nothing can prove {', '.join(gates)}"]
 
 
 def _together(spec: ModelRolloutSpec, assumed: Assumptions, stories: Sequence[Story]) -> list[list[str]]:
@@ -155,6 +172,7 @@ def _chance(story: Story, end: int) -> str:
 
 def _stopped(story: Story) -> str:
     found = [(story.outcome.stopped_by_gate(name), name) for name in story.outcome.stopped_by]
+    found.append((story.outcome.stopped_by_deadline, "deadline"))
     said = [f"{name} {100 * share:.0f} %" for share, name in sorted(found, reverse=True) if share > 0]
     return ", ".join(said) or "-"
 

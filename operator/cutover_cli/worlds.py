@@ -18,6 +18,7 @@ from cutover_cli.sureness import ROUNDING, by_auroc
 from cutover_operator.rollout.evalue import divergence
 from cutover_operator.rollout.gates import named_gates
 from cutover_operator.rollout.threshold import EDGES
+from cutover_operator.rollout.wording import span
 from cutover_operator.simulation import Behaviour, Outcome, Scenario, Sureness, Together, simulate
 from cutover_operator.simulation.arrivals import Drawn
 from cutover_operator.simulation.books import Col
@@ -117,6 +118,11 @@ def not_simulated(spec: ModelRolloutSpec) -> list[str]:
 
 def check(spec: ModelRolloutSpec, assumed: Assumptions, accuracies: Sequence[float]) -> None:
     """Raises Unlikely where these candidates cannot be, or an option is missing or would change nothing."""
+    if assumed.tick_seconds > assumed.horizon_seconds:
+        raise Unlikely(
+            f"--tick {span(assumed.tick_seconds)} is longer than --horizon {span(assumed.horizon_seconds)}, so there would "
+            "be no look at all; name a shorter --tick"
+        )
     _check_together(spec, assumed, accuracies)
     sure, keeps = assumed.auroc is not None or assumed.curve is not None, keeps_by_confidence(spec)
     if sure and not keeps:

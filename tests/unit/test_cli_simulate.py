@@ -113,6 +113,24 @@ def test_slow_answers_stop_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "latency" in row(text, "stopped by")
 
 
+def test_deadlines_that_roll_back_and_what_decides_nothing_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        {"shadow": 100, "minDuration": "1d", "deadline": "2d", "onDeadline": "rollback"},
+        {"weight": 100, "minDuration": "1d"},
+    ]
+    words = ["simulate", "--accuracy", "0.9", *QUICK, "-f"]
+    assert main([*words, manifest(tmp_path, steps=steps, freeze=True), "--label-rate", "0"]) == 0
+    text = capsys.readouterr().out
+    assert row(text, "stopped by").split()[2:] == ["deadline", "100", "%"]
+    head = text.split("\n\n", maxsplit=1)[0]
+    assert "Note: spec.freeze is set and ignored here." in head
+    assert "Note: no answer is labelled (--label-rate 0), so nothing can prove accuracy-damagetype." in head
+    assert main([*words, manifest(tmp_path)]) == 0
+    assert "Note:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -298,6 +316,8 @@ def test_a_curve_that_cannot_be_is_refused(text: str, said: str) -> None:
     ("changes", "words", "said"),
     [
         ({}, ["--discordance", "0.1"], "--discordance would change nothing"),
+        ({}, ["--tick", "3d", "--horizon", "2d"], "--tick 3d is longer than --horizon 2d"),
+        ({"gates": [{"metric": "accuracy", "limit": 0.9}]}, ["--cost", "1"], "--cost 1 would change nothing"),
         ({}, ["--auroc", "0.8"], "leave --auroc and --confidence-curve out"),
         (AUTO, [], "with --auroc or --confidence-curve"),
         ({"fallback": {"confidence": 0.87}}, ["--auroc", "0.8"], "try 0.85 and 0.9"),

@@ -81,6 +81,11 @@ class Outcome:
         """Share of all runs that this gate stopped."""
         return float((self.stopped_at == self.stopped_by.index(name)).mean()) if self.runs else 0.0
 
+    @property
+    def stopped_by_deadline(self) -> float:
+        """Share of all runs that the deadline of a step rolled back."""
+        return float(((self.finish == ROLLED_BACK) & (self.stopped_at < 0)).mean()) if self.runs else 0.0
+
     def reach(self, step: int) -> NDArray[np.bool_]:
         """The runs that entered a step or may still do so: those that ended before never will."""
         return np.asarray(np.isfinite(self.step_hours[step]) | (self.finish == UNDECIDED))
