@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cutover.api.base import API_VERSION
 from cutover.api.modelrollout import ModelRollout, ModelRolloutSpec
 from cutover.contract import FIELD_OVERALL
 from cutover.task import Task
 from cutover_cli import invalid
+from cutover_cli.admission import refusal
 from cutover_cli.errors import Refused
 from cutover_operator.rollout.gates import mistakes
 
@@ -49,8 +51,12 @@ def read_manifest(path: str, name: str = "") -> Manifest:
         raise ManifestError(
             f"{path}: wanted one ModelRollout{f' called {name}' if name else ''}; it has {listed}{remedy}"
         )
-    meta = _meta(named[0])
-    wire = named[0].get("spec") or {}
+    meta, version = _meta(named[0]), named[0].get("apiVersion", API_VERSION)
+    if version != API_VERSION:
+        raise ManifestError(f"{path}: apiVersion is {version}; this version reads {API_VERSION}")
+    called, wire = meta.get("name") or "rollout", named[0].get("spec") or {}
+    if not isinstance(called, str):
+        raise ManifestError(f"{path}: metadata.name is {called!r}, not a text; put it in quotes")
     try:
         spec = ModelRolloutSpec.model_validate(wire)
     except ValidationError as error:
@@ -58,7 +64,10 @@ def read_manifest(path: str, name: str = "") -> Manifest:
     wrong = mistakes(spec, task_of(spec))
     if wrong is not None:
         raise ManifestError(f"{path}: {wrong[0]}: {wrong[1]}")
-    return Manifest(str(meta.get("name") or "rollout"), str(meta.get("uid") or ""), spec)
+    refused = refusal(spec)
+    if refused is not None:
+        raise ManifestError(f"{path}: {refused}")
+    return Manifest(called, str(meta.get("uid") or ""), spec)
 
 
 def ignored(spec: ModelRolloutSpec) -> list[str]:

@@ -177,7 +177,7 @@ def test_what_a_recording_is_about_is_said_at_its_top(tmp_path: Path, backtest: 
     path = Path(kept(recorded(ticks=30), tmp_path))
     assert "Note:" not in backtest("--samples", str(path))
     other = {"model": {"uri": "https://models.example/v1", "version": "damage-v7"}}
-    text = backtest("--samples", str(path), candidate=other, hold=True)
+    text = backtest("--samples", str(path), candidate=other, serving={"engine": "external"}, hold=True)
     head = text.split("\n\n", maxsplit=1)[0]
     assert "Note: candidate.model.version of the manifest is damage-v7, recorded was damage-v1" in head
     assert "Note: spec.hold is set and ignored here." in head

@@ -168,55 +168,6 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.
     assert "No such file" in simulated(capsys, "--accuracy", "0.97", *QUICK, "--picture", nowhere, code=1)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("kind: ModelRollout\nspec:\n  a: [\n", "not YAML: line 4, column 1: "),
-        (
-            "{gatewayRff: main, steps: 5}",
-            "spec.gatewayRff: there is no such field; did you mean gatewayRef? (and 4 more",
-        ),
-        (
-            "{gatewayRef: Main, candidate: {}, steps: [{weight: 5}], gates: [{metric: cost}]}",
-            'spec.gatewayRef is "Main": ',
-        ),
-        (
-            "{gatewayRef: m, candidate: {}, steps: [{weight: 150}], gates: [{metric: cost}]}",
-            "spec.steps.0.weight is 150: ",
-        ),
-        (
-            "{gatewayRef: m, candidate: {}, steps: [{weight: 5, minDuration: 1x}], gates: [{metric: cost}]}",
-            'spec.steps.0.minDuration is "1x": not a duration; write for example 30s',
-        ),
-        (
-            "{gatewayRef: m, candidate: {}, steps: [{weight: 5, minDurations: 1h}], gates: [{metric: cost}]}",
-            "spec.steps.0.minDurations: there is no such field; did you mean minDuration?",
-        ),
-    ],
-)
-def test_a_mistake_in_a_manifest_is_named_with_its_value(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
-) -> None:
-    path = tmp_path / "rollout.yaml"
-    path.write_text(text if "kind" in text else f"kind: ModelRollout\nspec: {text}\n")
-    assert main(["simulate", "-f", str(path), "--accuracy", "0.9"]) == 1
-    assert said in capsys.readouterr().err
-
-
-def test_a_list_is_unpacked_and_several_rollouts_are_told_apart_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = yaml.safe_load(Path(EXAMPLE).read_text())
-    two = {**one, "metadata": {"name": "second"}}
-    path = tmp_path / "rollout.yaml"
-    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [one, two]}))
-    words = ["simulate", "-f", str(path), "--accuracy", "0.97", *QUICK]
-    assert main(words) == 1
-    assert "it has building-damage, second; choose one with --name" in capsys.readouterr().err
-    assert main([*words, "--name", "second"]) == 0
-    assert capsys.readouterr().out.startswith("second: 12 runs")
-
-
 # ---------------------------------------------------------------- pairs, strata, confidence
 def manifest(tmp_path: Path, **changes: object) -> str:
     """The example, changed: gates, analysis, fallback."""
