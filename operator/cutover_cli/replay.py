@@ -23,6 +23,7 @@ from cutover.contract import (
     route_config_map,
 )
 from cutover.route import RouteReport
+from cutover_cli.following import Following
 from cutover_cli.manifest import task_of
 from cutover_cli.recording import Recording, RecordingError, everything
 from cutover_operator.evidence.folding import fold
@@ -107,6 +108,7 @@ class Replay:
                 f"a look every {self._tick_seconds:g} s until the end makes {looks:,.0f} looks, more than {MOST_LOOKS:,}; "
                 "name an earlier --to or a longer --tick"
             )
+        self._following = Following(recording, rollout, self._tick_seconds)
         self._owner = Owner(name, NAMESPACE, rollout)
         self._shelf = Shelf()
         self._watchtower = Watchtower(self._shelf, self, self, SITE, lambda: self._now)
@@ -155,14 +157,16 @@ class Replay:
             assert world is not None
             plan = decide(world, at)
             status = self._carry_out(plan)
+            if status.step_confirmed_at:
+                followed &= self._following.follows(self._now, status.weight, status.shadow)
             if _only_the_share_is_missing(status):
                 # The traffic of the recording did not follow: go on as if it had, and say so.
                 followed, orders = False, orders + 1
                 self._order(f"share-{orders}")
                 continue
             passes += 1
-            if _said(status) != last:
-                last = _said(status)
+            if (said := (followed, _said(status))) != last:
+                last = said
                 found.append(Look(at, status, followed))
             if status.finish != (ended.finish if ended is not None else None):
                 ended = status

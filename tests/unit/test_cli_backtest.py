@@ -82,6 +82,27 @@ def test_a_step_left_earlier_than_it_was_is_marked(tmp_path: Path, backtest: Any
     assert "the recorded share of the traffic was another" in text
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"shadow": 100, "minDuration": "150s", "minRequests": 50},
+        {"shadow": 100, "minDuration": "60s", "minRequests": 5000},
+        {"shadow": 10, "minDuration": "150s", "minRequests": 50},
+    ],
+    ids=["longer", "more requests", "fewer copies"],
+)
+def test_a_shadow_step_the_recording_left_or_copied_otherwise_is_marked(
+    tmp_path: Path, backtest: Any, first: dict[str, Any]
+) -> None:
+    text = backtest("--samples", kept(recorded(), tmp_path), steps=[first, *STEPS[1:]])
+    lines = [line for line in text.splitlines() if line.startswith("2030-")]
+    marked = [" * " in line for line in lines]
+    assert marked == sorted(marked)
+    assert "1/3 shadow" in lines[marked.index(True)]
+    assert "waits *" in lines[marked.index(True)]
+    assert "the recorded share of the traffic was another" in text
+
+
 def test_what_was_counted_before_the_range_is_no_evidence(tmp_path: Path, backtest: Any) -> None:
     town = recorded()
     samples = kept(town, tmp_path)
