@@ -7,7 +7,7 @@ import math
 
 from cutover.contract import REQUESTS, SHADOW_PAIRS
 from cutover_cli.recording import Recording, Track
-from cutover_operator.rollout.counts import ANSWERED
+from cutover_operator.evidence.ledger import ANSWERED
 from cutover_operator.rollout.gate_tests import odd_share
 
 LAG_SECONDS = 60.0
