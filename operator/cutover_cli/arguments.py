@@ -20,6 +20,8 @@ KINDS = {
     "tr": "run",
 }
 
+MOST_RPS = 1e6
+
 
 def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
@@ -119,7 +121,7 @@ def _add_simulate(commands: Any) -> None:
     simulate.add_argument(
         "--cost", type=_positive, metavar="USD", help="of an answer; default: half of the limit"
     )
-    simulate.add_argument("--rps", type=_positive, default=1.0, help="requests per second to the gateway")
+    simulate.add_argument("--rps", type=_rps, default=1.0, help="requests per second to the gateway")
     simulate.add_argument(
         "--label-rate",
         type=_share,
@@ -159,7 +161,7 @@ def _add_simulate(commands: Any) -> None:
         help="CSV with confidence (lower edge of a bin), share (of all answers) and accuracy (in the bin)",
     )
     simulate.add_argument("--runs", type=_runs, default=300, help="rollouts to simulate for each accuracy")
-    simulate.add_argument("--seed", type=int, default=1, help="the same seed gives the same answer")
+    simulate.add_argument("--seed", type=_seed, default=1, help="the same seed gives the same answer")
     simulate.add_argument(
         "--horizon",
         type=_duration,
@@ -197,11 +199,26 @@ def _positive(text: str) -> float:
     return value
 
 
-def _runs(text: str) -> int:
-    value = int(_number(text))
-    if not 1 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 10000")
+def _rps(text: str) -> float:
+    value = _positive(text)
+    if value > MOST_RPS:
+        raise argparse.ArgumentTypeError(
+            f"{text} requests per second are more than {MOST_RPS:g}, the most simulated"
+        )
     return value
+
+
+def _runs(text: str) -> int:
+    value = _number(text)
+    if not 1 <= value <= 10_000 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 10000, a whole number")
+    return int(value)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 def _number(text: str) -> float:
@@ -215,6 +232,8 @@ def _moment(text: str) -> datetime:
     """An RFC 3339 moment, or how long ago it was."""
     try:
         return datetime.now(UTC) - timedelta(seconds=to_seconds(text))
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text} ago is before the year 1; name a shorter time") from None
     except ValueError:
         pass
     try:

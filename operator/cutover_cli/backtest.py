@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from cutover.contract import rollout_key
+from cutover_cli import coverage
 from cutover_cli.layout import columns
-from cutover_cli.manifest import Manifest, ManifestError, read_manifest
+from cutover_cli.manifest import Manifest, ManifestError, ignored, read_manifest
 from cutover_cli.recording import Recording, RecordingError, load, only_one, record, save
 from cutover_cli.replay import Look, Replay, Told
 from cutover_cli.rollout_view import VERDICT_MARK
 from cutover_operator.rollout.wording import clock
 
+AFTER_SECONDS = 600.0
+"""How long a replay goes on after the last sample: enough to see that metrics are away."""
 WORDS = {
     "Progressing": "waits",
     "Holding": "holds",
@@ -33,12 +36,16 @@ def run_backtest(options: argparse.Namespace, out: TextIO, now: datetime) -> int
     if options.save:
         save(recording, options.save)
         print(f"{recording.samples:,} samples kept in {options.save}", file=out)
-    version = _one_version(recording, rollout, manifest)
+    recording, notes = _within_the_samples(recording)
+    notes = [*ignored(manifest.spec), *notes, *coverage.check(recording, rollout, manifest.spec)]
+    versions = recording.candidate_versions(rollout)
+    version = _one_version(versions, rollout, manifest)
+    notes += coverage.versions_told(manifest.spec, versions, version)
     replay = Replay(manifest.name, manifest.spec, recording, rollout, version, options.tick or None)
     told = asyncio.run(replay.run())
     if told.status.phase == "Pending":
         raise ManifestError(f"{options.file}: {told.status.reason}: {told.status.message}")
-    print(_text(manifest, recording, rollout, version, told), file=out)
+    print(_text(manifest, recording, rollout, version, told, notes), file=out)
     return 0
 
 
@@ -50,8 +57,7 @@ def _recording(
         found = load(options.samples)
         start = options.start.timestamp() if options.start else found.start
         end = options.end.timestamp() if options.end else found.end
-        if not start < end:
-            raise RecordingError("--from must lie before --to")
+        _check_range(start, end)
         known = found.rollouts()
         if wanted and wanted not in known:
             raise RecordingError(
@@ -66,28 +72,56 @@ def _recording(
     if options.start is None:
         raise RecordingError("--from is missing: the beginning of the range to read from Prometheus")
     start, end = options.start, options.end or now
-    if not start < end:
-        raise RecordingError("--from must lie before --to")
+    _check_range(start.timestamp(), end.timestamp())
     return asyncio.run(record(url, manifest.spec, wanted, start.timestamp(), end.timestamp()))
 
 
-def _one_version(recording: Recording, rollout: str, manifest: Manifest) -> str:
-    versions = recording.candidate_versions(rollout)
+def _check_range(start: float, end: float) -> None:
+    if not start < end:
+        raise RecordingError(f"--from ({_clock(start)}) must lie before --to ({_clock(end)})")
+
+
+def _within_the_samples(recording: Recording) -> tuple[Recording, list[str]]:
+    """Nothing is decided long after the last sample: every look there would say that metrics are away."""
+    last = recording.last
+    if recording.start > last:
+        raise RecordingError(
+            f"--from {_clock(recording.start)} lies after the last sample, which is of {_clock(last)}; begin earlier"
+        )
+    if recording.end <= last + AFTER_SECONDS:
+        return recording, []
+    end = last + AFTER_SECONDS
+    note = f"the last sample is of {_clock(last)}: followed until {_clock(end)}, not until {_clock(recording.end)}"
+    return replace(recording, end=end), [note]
+
+
+def _one_version(versions: list[str], rollout: str, manifest: Manifest) -> str:
     if not versions:
         raise RecordingError(f"rollout {rollout} has no samples of a candidate in this range")
     model = manifest.spec.candidate.model
     return model.version if model is not None and model.version in versions else versions[-1]
 
 
+def _clock(at: float) -> str:
+    return clock(datetime.fromtimestamp(at, UTC))
+
+
 # ---------------------------------------------------------------- words
-def _text(manifest: Manifest, recording: Recording, rollout: str, version: str, told: Told) -> str:
-    start, end = (clock(datetime.fromtimestamp(at, UTC)) for at in (recording.start, recording.end))
+def _text(
+    manifest: Manifest,
+    recording: Recording,
+    rollout: str,
+    version: str,
+    told: Told,
+    notes: list[str],
+) -> str:
+    start, end = _clock(recording.start), _clock(recording.end)
     head = (
         f"{manifest.name} on what was recorded of rollout {rollout}, candidate {version}, {start} to {end}: "
         f"{recording.samples:,} samples, {told.passes:,} looks."
     )
     table = columns(["TIME", "STEP", "DECISION", "VERDICTS", "WHY"], [_row(look) for look in told.changes])
-    parts = [head, table, _end(told)]
+    parts = ["\n".join([head, *(f"Note: {note}." for note in notes)]), table, _end(told)]
     if any(not look.followed for look in told.changes):
         parts.append(
             "* From the first line with a star on, the recorded share of the traffic was another than the one decided "
@@ -112,15 +146,19 @@ def _row(look: Look) -> list[str]:
 
 
 def _end(told: Told) -> str:
-    status = told.status
-    if status.finish is None:
-        return (
-            f"It would still be at {status.step_text or 'its beginning'}: {status.reason}: {status.message}"
-        )
+    last, status = told.status, told.ended
+    if status is None:
+        return f"It would still be at {last.step_text or 'its beginning'}: {last.reason}: {last.message}"
     passed = ", ".join(
         f"{record.name} {'passed*' if record.outcome == 'Skipped' else record.outcome or 'still there'}"
         for record in status.steps
     )
-    word = {"Promoted": "promoted", "RolledBack": "rolled back"}.get(status.finish, status.finish)
+    finish = str(status.finish)
+    word = {"Promoted": "promoted", "RolledBack": "rolled back"}.get(finish, finish)
     at = datetime.fromisoformat(status.finished_at) if status.finished_at else told.ended_at
-    return f"It would have been {word} on {clock(at)}: {status.reason}: {status.message}\nSteps: {passed}."
+    said = f"It would have been {word} on {clock(at)}: {status.reason}: {status.message}\nSteps: {passed}."
+    if status.finish == "Promoted" and (last.reason, last.message) != (status.reason, status.message):
+        said += (
+            f"\nAt the last look, {clock(told.ended_at)}, while it was watched: {last.reason}: {last.message}"
+        )
+    return said

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cutover.api.modelrollout import ModelRolloutSpec
+from cutover_cli import invalid
 from cutover_cli.kubectl import CONFIG_MAPS, Kubectl, KubectlError
 from cutover_cli.rollout_view import status_of
 from cutover_operator.evidence.ledger import Ledger, LedgerError
@@ -49,11 +50,13 @@ def written_report(kubectl: Kubectl, obj: Object) -> str:
 def fresh_report(obj: Object, ledger: Ledger | None, now: datetime) -> str:
     """The report as the operator would write it now. Raises KubectlError when the spec is of another version."""
     meta = obj["metadata"]
+    wire = obj.get("spec") or {}
     try:
-        spec = ModelRolloutSpec.model_validate(obj.get("spec") or {})
+        spec = ModelRolloutSpec.model_validate(wire)
     except ValidationError as error:
         raise KubectlError(
-            f"the spec of {meta['name']} is not one this version knows: {error.error_count()} errors"
+            f"the spec of {meta['name']} is not one this version knows: {invalid.told(error, wire)}; if the operator reads "
+            "it, update kubectl-cutover"
         ) from None
     as_of = datetime.fromtimestamp(ledger.written_at, now.tzinfo) if ledger and ledger.written_at else now
     return write_report(meta["name"], meta.get("namespace", ""), spec, status_of(obj), ledger, as_of)

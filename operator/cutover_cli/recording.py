@@ -38,6 +38,8 @@ SCHEMA_VERSION = 1
 PIECE_SECONDS = 3600
 LEAD_SECONDS = 600
 """Read before the beginning, so that what was counted earlier is told from what is counted in the range."""
+LAST_SECONDS = 253_402_300_799.0
+"""The last second of the year 9999: what a calendar can name."""
 TIMEOUT_SECONDS = 60.0
 AT_ONCE = 4
 
@@ -79,6 +81,12 @@ class Recording:
     @property
     def samples(self) -> int:
         return sum(len(track.times) for tracks in self.tracks.values() for track in tracks)
+
+    @property
+    def last(self) -> float:
+        """The time of the last sample; the beginning when there is none."""
+        ends = (track.times[-1] for tracks in self.tracks.values() for track in tracks if track.times)
+        return max(ends, default=self.start)
 
     def rollouts(self) -> list[str]:
         """Keys of the rollouts that were under way."""
@@ -189,11 +197,13 @@ def load(path: str) -> Recording:
     try:
         document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         if document["schemaVersion"] > SCHEMA_VERSION:
-            raise RecordingError(f"{path} was written by a newer version")
-        start, end = float(document["from"]), float(document["to"])
+            raise RecordingError(
+                f"{path}: schemaVersion is {document['schemaVersion']}, this version reads {SCHEMA_VERSION}; update "
+                "kubectl-cutover"
+            )
+        start, end = _time(path, "from", document["from"]), _time(path, "to", document["to"])
         tracks = {
-            str(key): _tracks([one for answer in answers for one in samples_of(answer, end).series])
-            for key, answers in document["answers"].items()
+            str(key): _read_kept(path, str(key), answers) for key, answers in document["answers"].items()
         }
     except OSError as error:
         raise RecordingError(f"{path}: {error.strerror}") from None
@@ -202,6 +212,41 @@ def load(path: str) -> Recording:
             f"{path} holds no recorded samples: {type(error).__name__}: {error}"[:300]
         ) from None
     return Recording(start, end, tracks)
+
+
+def _time(path: str, name: str, value: Any) -> float:
+    at = float(value)
+    if not 0 <= at <= LAST_SECONDS:
+        raise RecordingError(f"{path}: {name} is {value}, not Unix seconds before the year 10000")
+    return at
+
+
+def _read_kept(path: str, key: str, answers: Any) -> tuple[Track, ...]:
+    """Raises RecordingError, which names the metric and the series that cannot be read."""
+    if not isinstance(answers, list):
+        raise RecordingError(f"{path}: answers.{key} is no list of answers of Prometheus")
+    found: list[Series] = []
+    for answer in answers:
+        where = ""
+        try:
+            # What is read is given up row by row; one row at a time tells which one is wrong.
+            for row in list(answer["data"]["result"]):
+                where = f", series {json.dumps(row['metric'])}"
+                one = {**answer, "data": {**answer["data"], "result": [row]}}
+                found += [_timed(series) for series in samples_of(one, 0.0).series]
+            where = ""
+            samples_of({**answer, "data": {**answer["data"], "result": []}}, 0.0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{key}{where}: {type(error).__name__}: {error}"
+            raise RecordingError(f"{path} holds samples that cannot be read: {why}"[:500]) from None
+    return _tracks(found)
+
+
+def _timed(series: Series) -> Series:
+    for at, _ in series.samples:
+        if not 0 <= at <= LAST_SECONDS:
+            raise ValueError(f"the time {at} is not Unix seconds before the year 10000")
+    return series
 
 
 def _tracks(series: list[Series]) -> tuple[Track, ...]:

@@ -23,8 +23,9 @@ from cutover.contract import (
     route_config_map,
 )
 from cutover.route import RouteReport
+from cutover_cli.following import Following
 from cutover_cli.manifest import task_of
-from cutover_cli.recording import Recording, everything
+from cutover_cli.recording import Recording, RecordingError, everything
 from cutover_operator.evidence.folding import fold
 from cutover_operator.evidence.ledger import Ledger
 from cutover_operator.evidence.ledger_map import from_config_map, ledger_name, to_config_map
@@ -42,6 +43,7 @@ NAMESPACE = "recorded"
 PROMETHEUS = "http://recorded.invalid"
 POD = "recorded"
 LEAST_PAUSE_SECONDS = 0.1
+MOST_LOOKS = 500_000
 SITE = Site(PROMETHEUS, (PROMETHEUS,), Images("", "", ""))
 
 
@@ -61,6 +63,9 @@ class Told:
 
     changes: tuple[Look, ...]
     status: ModelRolloutStatus
+    """Of the last look."""
+    ended: ModelRolloutStatus | None
+    """Of the look that decided the end; the reasons in later ones are those of later looks."""
     passes: int
     ended_at: datetime
 
@@ -97,6 +102,13 @@ class Replay:
         self._recording = recording
         self._tick_seconds = tick_seconds or to_seconds(spec.analysis.interval)
         self._now = self._begin_at = recording.first_seen(rollout)
+        looks = (recording.end - self._begin_at) / self._tick_seconds
+        if looks > MOST_LOOKS:
+            raise RecordingError(
+                f"a look every {self._tick_seconds:g} s until the end makes {looks:,.0f} looks, more than {MOST_LOOKS:,}; "
+                "name an earlier --to or a longer --tick"
+            )
+        self._following = Following(recording, rollout, self._tick_seconds)
         self._owner = Owner(name, NAMESPACE, rollout)
         self._shelf = Shelf()
         self._watchtower = Watchtower(self._shelf, self, self, SITE, lambda: self._now)
@@ -139,6 +151,7 @@ class Replay:
         found: list[Look] = []
         passes, followed, orders = 0, True, 0
         last: Any = None
+        ended: ModelRolloutStatus | None = None
         status, at = ModelRolloutStatus(), datetime.fromtimestamp(self._recording.start, UTC)
         while at.timestamp() < self._recording.end:
             self._now = min(self._now, self._recording.end)
@@ -147,19 +160,23 @@ class Replay:
             assert world is not None
             plan = decide(world, at)
             status = self._carry_out(plan)
+            if status.step_confirmed_at:
+                followed &= self._following.follows(self._now, status.weight, status.shadow)
             if _only_the_share_is_missing(status):
                 # The traffic of the recording did not follow: go on as if it had, and say so.
                 followed, orders = False, orders + 1
                 self._order(f"share-{orders}")
                 continue
             passes += 1
-            if _said(status) != last:
-                last = _said(status)
+            if (said := (followed, _said(status))) != last:
+                last = said
                 found.append(Look(at, status, followed))
+            if status.finish != (ended.finish if ended is not None else None):
+                ended = status
             if status.finish not in (None, "Promoted"):
                 break
             self._now = self._next(plan)
-        return Told(tuple(found), status, passes, at)
+        return Told(tuple(found), status, ended, passes, at)
 
     def ledger(self) -> Ledger | None:
         """The evidence as of the last checkpoint."""

@@ -6,17 +6,47 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from cutover.api.modelrollout import GateStatus, ModelRolloutStatus, StepRecord
+from cutover_cli.errors import Refused
 from cutover_cli.layout import age, columns, condition_rows, event_rows, fields, table, tree
 from cutover_operator.rollout.wording import number
 
 Object = Mapping[str, Any]
+NEWER = "written by a newer operator; update kubectl-cutover"
 VERDICT_MARK = {"pass": "✔", "fail": "✖", "insufficient": "…", "unavailable": "?"}
 
 
+class UnknownStatus(Refused):
+    """A status or a spec that this version cannot read."""
+
+
 def status_of(obj: Object) -> ModelRolloutStatus:
-    """The status, also of a newer operator: what is not known is left out."""
-    return ModelRolloutStatus.model_validate(obj.get("status") or {})
+    """The status, also of a newer operator: what is not known is left out. Raises UnknownStatus where a field that is known
+    has a value that is not."""
+    wire = obj.get("status") or {}
+    try:
+        return ModelRolloutStatus.model_validate(wire)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(["status", *(str(part) for part in wrong["loc"])])
+        name = (obj.get("metadata") or {}).get("name", "")
+        raise UnknownStatus(
+            f"{where} of {name} is {wrong['input']!r}: it was {NEWER} ({wrong['msg']})"
+        ) from None
+
+
+def steps_of(obj: Object) -> list[Object]:
+    """Raises UnknownStatus when spec.steps is no list of steps."""
+    steps = (obj.get("spec") or {}).get("steps") or []
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        name = (obj.get("metadata") or {}).get("name", "")
+        raise UnknownStatus(
+            f"spec.steps of {name} is {str(steps)[:60]!r}, not a list of steps with shadow or weight; mend it, or update "
+            "kubectl-cutover"
+        )
+    return steps
 
 
 def step_title(step: Object) -> str:
@@ -29,9 +59,9 @@ def view(obj: Object, events: Sequence[Object], now: datetime) -> str:
     """Head, gates, steps, conditions and events of one rollout."""
     status, spec, meta = status_of(obj), obj.get("spec") or {}, obj["metadata"]
     parts = [
-        fields(_head(meta, spec, status, now)),
+        fields(_head(meta, spec, steps_of(obj), status, now)),
         tree("Gates", table([_gate_row(gate) for gate in status.gates])),
-        tree("Steps", table(_step_rows(spec.get("steps") or [], status, now))),
+        tree("Steps", table(_step_rows(steps_of(obj), status, now))),
         tree("Gateways", table(_gateway_rows(status))),
         tree("Conditions", table(condition_rows(status.conditions, now))),
         tree("Events", table(event_rows(events, now))),
@@ -39,8 +69,9 @@ def view(obj: Object, events: Sequence[Object], now: datetime) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _head(meta: Object, spec: Object, status: ModelRolloutStatus, now: datetime) -> list[tuple[str, str]]:
-    steps = spec.get("steps") or []
+def _head(
+    meta: Object, spec: Object, steps: Sequence[Object], status: ModelRolloutStatus, now: datetime
+) -> list[tuple[str, str]]:
     entered, confirmed = status.step_entered_at, status.step_confirmed_at
     times = [f"entered {age(entered, now)} ago"] if entered else []
     if confirmed:
@@ -130,23 +161,22 @@ def list_view(objects: Sequence[Object], now: datetime) -> str:
     """One line a rollout."""
     rows = []
     for obj in objects:
-        status, meta = status_of(obj), obj["metadata"]
-        rows.append(
-            [
-                str(meta.get("namespace", "")),
-                str(meta["name"]),
-                str((obj.get("spec") or {}).get("gatewayRef", "")),
-                status.phase,
-                status.step_text,
-                f"{status.weight} %",
-                status.verdict,
-                status.reason,
-                age(meta.get("creationTimestamp"), now),
-            ]
-        )
+        meta, told = obj["metadata"], _told(obj)
+        gateway = str((obj.get("spec") or {}).get("gatewayRef", ""))
+        born = age(meta.get("creationTimestamp"), now)
+        rows.append([str(meta.get("namespace", "")), str(meta["name"]), gateway, *told, born])
     return columns(
         ["NAMESPACE", "NAME", "GATEWAY", "PHASE", "STEP", "WEIGHT", "VERDICT", "REASON", "AGE"], rows
     )
+
+
+def _told(obj: Object) -> list[str]:
+    """Phase, step, weight, verdict and reason; one rollout that cannot be read does not hide the others."""
+    try:
+        status = status_of(obj)
+    except UnknownStatus:
+        return [str((obj.get("status") or {}).get("phase", "?")), "", "", "", NEWER]
+    return [status.phase, status.step_text, f"{status.weight} %", status.verdict, status.reason]
 
 
 def line(obj: Object) -> str:

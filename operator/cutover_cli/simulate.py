@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 from cutover_cli.errors import Refused
-from cutover_cli.manifest import read_manifest
+from cutover_cli.manifest import ignored, read_manifest
 from cutover_cli.simulation_view import picture, view
 from cutover_cli.sureness import CurveError, from_curve
-from cutover_cli.worlds import Assumptions, check, horizon_of, label_rate_of, tell, tick_of
+from cutover_cli.worlds import Assumptions, Unlikely, check, horizon_of, label_rate_of, tell, tick_of
 from cutover_operator.rollout.gates import cost_limit
 from cutover_operator.simulation import Sureness
 
@@ -24,9 +24,14 @@ class PictureError(Refused):
 def run_simulate(options: argparse.Namespace, words: Sequence[str], out: TextIO) -> int:
     """`words` is the command line, named in the picture. Raises ManifestError, CurveError, Unlikely or PictureError."""
     manifest = read_manifest(options.file, options.name)
-    spec = manifest.spec
+    # A person who stops a rollout where it stands would leave every simulated one undecided.
+    spec = manifest.spec.model_copy(update={"freeze": False, "hold": False})
     horizon = options.horizon or horizon_of(spec)
     limit = cost_limit(spec)
+    if options.cost is not None and limit is None:
+        raise Unlikely(
+            f"--cost {options.cost:g} would change nothing: the manifest has no cost gate; leave it out, or add one"
+        )
     curve = None if options.confidence_curve is None else _read_curve(options.confidence_curve)
     assumed = Assumptions(
         rps=options.rps,
@@ -46,7 +51,7 @@ def run_simulate(options: argparse.Namespace, words: Sequence[str], out: TextIO)
     )
     check(spec, assumed, options.accuracy)
     stories = [tell(spec, assumed, accuracy, options.runs, options.seed) for accuracy in options.accuracy]
-    print(view(manifest.name, spec, assumed, stories, options.seed), file=out)
+    print(view(manifest.name, spec, assumed, stories, options.seed, ignored(manifest.spec)), file=out)
     if options.picture:
         command = "kubectl cutover " + shlex.join(words)
         try:

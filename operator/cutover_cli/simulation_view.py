@@ -21,7 +21,14 @@ SIDE_BY_SIDE = 3
 ENDS = ((PROMOTED, "promoted"), (ROLLED_BACK, "rolled back"), (UNDECIDED, "undecided"))
 
 
-def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Sequence[Story], seed: int) -> str:
+def view(
+    name: str,
+    spec: ModelRolloutSpec,
+    assumed: Assumptions,
+    stories: Sequence[Story],
+    seed: int,
+    notes: Sequence[str] = (),
+) -> str:
     """What was assumed, what became of it, and when each step was entered."""
     runs = stories[0].outcome.runs
     head = (
@@ -33,13 +40,20 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
     missing = not_simulated(spec)
     if missing:
         head += f"\nNot simulated: {'; '.join(missing)}."
+    for note in [*notes, *_unlabelled(spec, assumed)]:
+        head += f"\nNote: {note}."
     if len(stories) > SIDE_BY_SIDE:
-        return f"{head}\n\n{_compared(spec, stories)}"
+        return f"{head}\n\n{_compared(spec, stories, assumed.horizon_seconds)}"
+    horizon = assumed.horizon_seconds
+
+    def within(hours: float | None) -> str:
+        return _hours(hours, horizon)
+
     rows = [
         *[[title, *(_chance(story, end) for story in stories)] for end, title in ENDS],
         ["stopped by", *(_stopped(story) for story in stories)],
-        ["time to the decision, median", *(_hours(s.outcome.summary().median_hours) for s in stories)],
-        ["  nine of ten within", *(_hours(s.outcome.summary().slowest_hours) for s in stories)],
+        ["time to the decision, median", *(within(s.outcome.summary().median_hours) for s in stories)],
+        ["  nine of ten within", *(within(s.outcome.summary().slowest_hours) for s in stories)],
         ["labels drawn, median", *(f"{s.outcome.summary().median_labels:,.0f}" for s in stories)],
         [
             "answers of the candidate, median",
@@ -51,7 +65,15 @@ def view(name: str, spec: ModelRolloutSpec, assumed: Assumptions, stories: Seque
         ["information limit", *(_limit(story.limit) for story in stories)],
     ]
     table = columns(["", *(f"accuracy {story.accuracy:g}" for story in stories)], rows)
-    return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1) for story in stories)])
+    return "\n\n".join([head, table, *(_steps(spec, story, len(stories) > 1, horizon) for story in stories)])
+
+
+def _unlabelled(spec: ModelRolloutSpec, assumed: Assumptions) -> list[str]:
+    """Why nothing can be decided without labels."""
+    gates = [gate.name for gate in named_gates(spec) if gate.metric == "accuracy"]
+    if assumed.label_rate > 0 or not gates:
+        return []
+    return [f"no answer is labelled (--label-rate 0), so nothing can prove {', '.join(gates)}"]
 
 
 def _together(spec: ModelRolloutSpec, assumed: Assumptions, stories: Sequence[Story]) -> list[list[str]]:
@@ -108,7 +130,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
+def _compared(spec: ModelRolloutSpec, stories: Sequence[Story], horizon: float) -> str:
     """A line each, for more candidates than fit side by side."""
     rows, sure = [], keeps_by_confidence(spec)
     for story in stories:
@@ -117,8 +139,8 @@ def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
             [
                 f"{story.accuracy:g}",
                 *(_chance(story, end) for end, _ in ENDS),
-                _hours(summary.median_hours),
-                _hours(summary.slowest_hours),
+                _hours(summary.median_hours, horizon),
+                _hours(summary.slowest_hours, horizon),
                 f"{summary.median_labels:,.0f}",
                 f"{summary.median_bad_answers:,.0f}",
                 *([_threshold(story), _kept(story)] if sure else []),
@@ -130,17 +152,14 @@ def _compared(spec: ModelRolloutSpec, stories: Sequence[Story]) -> str:
     return columns([*header, "BAD ANSWERS", *kept, "INFORMATION LIMIT"], rows)
 
 
-def _steps(spec: ModelRolloutSpec, story: Story, titled: bool) -> str:
-    rows = [
-        [
-            step_title(step),
-            f"{100 * stay.entered:.0f} %",
-            _hours(stay.median_hours),
-            _hours(stay.slowest_hours),
-            "-" if stay.median_labels is None else f"{stay.median_labels:,.0f}",
+def _steps(spec: ModelRolloutSpec, story: Story, titled: bool, horizon: float) -> str:
+    rows = []
+    for step, stay in zip(spec.steps, story.stays, strict=True):
+        hours = [
+            _hours(at, horizon) if stay.entered else "-" for at in (stay.median_hours, stay.slowest_hours)
         ]
-        for step, stay in zip(spec.steps, story.stays, strict=True)
-    ]
+        labels = "-" if stay.median_labels is None else f"{stay.median_labels:,.0f}"
+        rows.append([step_title(step), f"{100 * stay.entered:.0f} %", *hours, labels])
     title = f"Steps at accuracy {story.accuracy:g}" if titled else "Steps"
     return f"{title}\n" + columns(["STEP", "ENTERED", "MEDIAN", "NINE OF TEN WITHIN", "LABELS BY THEN"], rows)
 
@@ -153,16 +172,18 @@ def _chance(story: Story, end: int) -> str:
 
 def _stopped(story: Story) -> str:
     found = [(story.outcome.stopped_by_gate(name), name) for name in story.outcome.stopped_by]
+    found.append((story.outcome.stopped_by_deadline, "deadline"))
     said = [f"{name} {100 * share:.0f} %" for share, name in sorted(found, reverse=True) if share > 0]
     return ", ".join(said) or "-"
 
 
-def _hours(hours: float | None) -> str:
-    return "-" if hours is None else span(3600 * hours)
+def _hours(hours: float | None, horizon_seconds: float) -> str:
+    """`> 14d` for what lies beyond the horizon."""
+    return f"> {span(horizon_seconds)}" if hours is None else span(3600 * hours)
 
 
 def _limit(limit: Limit | None) -> str:
-    return "-" if limit is None else f"{limit.labels:,.0f} labels to {limit.kind}, {_hours(limit.hours)}"
+    return "-" if limit is None else f"{limit.labels:,.0f} labels to {limit.kind}, {span(3600 * limit.hours)}"
 
 
 # ---------------------------------------------------------------- pictures

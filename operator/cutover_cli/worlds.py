@@ -18,10 +18,12 @@ from cutover_cli.sureness import ROUNDING, by_auroc
 from cutover_operator.rollout.evalue import divergence
 from cutover_operator.rollout.gates import named_gates
 from cutover_operator.rollout.threshold import EDGES
+from cutover_operator.rollout.wording import span
 from cutover_operator.simulation import Behaviour, Outcome, Scenario, Sureness, Together, simulate
 from cutover_operator.simulation.arrivals import Drawn
 from cutover_operator.simulation.books import Col
 from cutover_operator.simulation.hours import STRATUM_LABELS
+from cutover_operator.simulation.outcome import quantile
 from cutover_operator.simulation.walk import Look
 
 CONTROL_USD = 0.04
@@ -73,7 +75,8 @@ class Unlikely(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """One step over all runs. Hours and labels are None when no run entered it."""
+    """One step over the runs that entered it or were still under way at the horizon. Hours and labels are None where they
+    lie beyond the horizon, and when no run entered it."""
 
     entered: float
     """Share of the runs that did."""
@@ -115,6 +118,11 @@ def not_simulated(spec: ModelRolloutSpec) -> list[str]:
 
 def check(spec: ModelRolloutSpec, assumed: Assumptions, accuracies: Sequence[float]) -> None:
     """Raises Unlikely where these candidates cannot be, or an option is missing or would change nothing."""
+    if assumed.tick_seconds > assumed.horizon_seconds:
+        raise Unlikely(
+            f"--tick {span(assumed.tick_seconds)} is longer than --horizon {span(assumed.horizon_seconds)}, so there would "
+            "be no look at all; name a shorter --tick"
+        )
     _check_together(spec, assumed, accuracies)
     sure, keeps = assumed.auroc is not None or assumed.curve is not None, keeps_by_confidence(spec)
     if sure and not keeps:
@@ -222,7 +230,7 @@ def tell(spec: ModelRolloutSpec, assumed: Assumptions, accuracy: float, runs: in
     """Simulate `runs` rollouts of a candidate of this accuracy. The same seed gives the same story."""
     count = _Labels(len(spec.steps), runs)
     outcome = simulate(spec, scenario(spec, assumed, accuracy), runs, seed, observe=count.saw)
-    stays = tuple(_stay(outcome.step_hours[index], count.at_entry[index]) for index in range(len(spec.steps)))
+    stays = tuple(_stay(outcome, index, count.at_entry[index]) for index in range(len(spec.steps)))
     return Story(accuracy, outcome, stays, limit_of(spec, assumed, accuracy))
 
 
@@ -270,13 +278,14 @@ class _Labels:
         self._step = look.step.copy()
 
 
-def _stay(hours: NDArray[np.float64], labels: NDArray[np.float64]) -> Stay:
-    there = np.isfinite(hours)
+def _stay(outcome: Outcome, step: int, labels: NDArray[np.float64]) -> Stay:
+    hours = outcome.step_hours[step]
+    there, reach = np.isfinite(hours), outcome.reach(step)
     if not there.any():
         return Stay(0.0, None, None, None)
     return Stay(
         float(there.mean()),
-        float(np.median(hours[there])),
-        float(np.quantile(hours[there], 0.9)),
-        float(np.median(labels[there])),
+        quantile(hours[reach], 0.5),
+        quantile(hours[reach], 0.9),
+        quantile(np.where(there, labels, np.inf)[reach], 0.5),
     )

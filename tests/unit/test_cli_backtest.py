@@ -82,6 +82,27 @@ def test_a_step_left_earlier_than_it_was_is_marked(tmp_path: Path, backtest: Any
     assert "the recorded share of the traffic was another" in text
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"shadow": 100, "minDuration": "150s", "minRequests": 50},
+        {"shadow": 100, "minDuration": "60s", "minRequests": 5000},
+        {"shadow": 10, "minDuration": "150s", "minRequests": 50},
+    ],
+    ids=["longer", "more requests", "fewer copies"],
+)
+def test_a_shadow_step_the_recording_left_or_copied_otherwise_is_marked(
+    tmp_path: Path, backtest: Any, first: dict[str, Any]
+) -> None:
+    text = backtest("--samples", kept(recorded(), tmp_path), steps=[first, *STEPS[1:]])
+    lines = [line for line in text.splitlines() if line.startswith("2030-")]
+    marked = [" * " in line for line in lines]
+    assert marked == sorted(marked)
+    assert "1/3 shadow" in lines[marked.index(True)]
+    assert "waits *" in lines[marked.index(True)]
+    assert "the recorded share of the traffic was another" in text
+
+
 def test_what_was_counted_before_the_range_is_no_evidence(tmp_path: Path, backtest: Any) -> None:
     town = recorded()
     samples = kept(town, tmp_path)
@@ -101,6 +122,20 @@ def test_an_outage_in_the_recording_is_a_hold_not_a_zero(tmp_path: Path, backtes
     assert "MetricsUnavailable" in text
     assert "?accuracy" in text
     assert len(entered(text)) >= 2
+
+
+def test_trouble_after_the_promotion_is_not_the_reason_of_the_promotion(
+    tmp_path: Path, backtest: Any
+) -> None:
+    town = recorded()
+    path = Path(kept(town, tmp_path))
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "to": document["to"] + 900}))
+    whole = backtest("--samples", str(path))
+    end, later = whole[whole.index("It would have been promoted on") :].split("\nSteps: ")
+    assert ": Promoted: passed the last step: " in end
+    assert "MetricsUnavailable" not in end
+    assert re.search(r"\nAt the last look, .*: MetricsUnavailable: metrics unavailable since", later)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +164,100 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path, backtest: Any, problem:
         assert "must lie before" in backtest("--samples", path, "--from", "2040-01-01T00:00:00Z", code=1)
     if problem == "no from":
         assert "--from is missing" in backtest("--prometheus", "http://127.0.0.1:1", code=1)
+
+
+CUSTOM = {
+    "metric": "custom",
+    "name": "appeals",
+    "limit": 0.1,
+    "bad": "appealed_total",
+    "total": "claims_total",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gatewayRef": "elsewhere"}, ["spec.gatewayRef is elsewhere", "are of gateway assessor"]),
+        (
+            {"gates": [{"metric": "accuracy", "field": "nosuch", "limit": 0.9}]},
+            ["accuracy-nosuch judges field nosuch", "are of damageType, overall"],
+        ),
+        ({"gates": [CUSTOM]}, ["bad of gate appeals is appealed_total, which was not recorded", ": none;"]),
+    ],
+)
+def test_a_manifest_whose_needs_were_not_recorded_is_refused(
+    tmp_path: Path, backtest: Any, changes: dict[str, Any], said: list[str]
+) -> None:
+    samples = kept(recorded(ticks=30), tmp_path)
+    text = backtest("--samples", samples, code=1, **changes)
+    assert all(part in text for part in [*said, "--prometheus URL --save FILE"]), text
+
+
+def test_what_a_recording_is_about_is_said_at_its_top(tmp_path: Path, backtest: Any) -> None:
+    path = Path(kept(recorded(ticks=30), tmp_path))
+    assert "Note:" not in backtest("--samples", str(path))
+    other = {"model": {"uri": "https://models.example/v1", "version": "damage-v7"}}
+    text = backtest("--samples", str(path), candidate=other, serving={"engine": "external"}, hold=True)
+    head = text.split("\n\n", maxsplit=1)[0]
+    assert "Note: candidate.model.version of the manifest is damage-v7, recorded was damage-v1" in head
+    assert "Note: spec.hold is set and ignored here." in head
+    document = json.loads(path.read_text())
+    del document["answers"]["cutover_labels_matured_total"]
+    path.write_text(json.dumps(document))
+    head = backtest("--samples", str(path)).split("\n\n", maxsplit=1)[0]
+    assert "Note: there are no labels of rollout" in head
+
+
+def test_a_replay_ends_soon_after_the_last_sample(tmp_path: Path, backtest: Any) -> None:
+    town = recorded()
+    path = kept(town, tmp_path)
+    text = backtest("--samples", path, "--to", "2031-03-20T00:00:00Z")
+    last = datetime.fromtimestamp(town.now, UTC)
+    assert f"Note: the last sample is of {last:%Y-%m-%d %H:%M:%S} UTC: followed until " in text
+    assert "not until 2031-03-20 00:00:00 UTC." in text
+    looks = re.search(r"([\d,]+) looks", text)
+    assert looks is not None
+    assert int(looks[1]) < 200
+    late = backtest(
+        "--samples", path, "--from", "2030-12-01T00:00:00Z", "--to", "2031-01-01T00:00:00Z", code=1
+    )
+    assert "lies after the last sample" in late
+    endless = backtest("--samples", path, "--tick", "1ms", "--to", "2031-03-20T00:00:00Z", code=1)
+    assert "makes 99" in endless
+    assert "name an earlier --to or a longer --tick" in endless
+
+
+def test_a_time_before_the_calendar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["backtest", "-f", manifest(tmp_path), "--from", "99999999d"])
+    assert caught.value.code == 2
+    assert "99999999d ago is before the year 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"from": float("nan")}, "from is nan, not Unix seconds"),
+        ({"to": float("inf")}, "to is inf, not Unix seconds"),
+        ({"to": 1e12}, "to is 1000000000000.0, not Unix seconds"),
+        ({"schemaVersion": 2}, "schemaVersion is 2, this version reads 1; update"),
+        ({"time": float("nan")}, "the time nan is not Unix seconds"),
+        ({"value": "abc"}, "could not convert string to float: 'abc'"),
+    ],
+)
+def test_a_malformed_recording_is_named(
+    tmp_path: Path, backtest: Any, change: dict[str, Any], said: str
+) -> None:
+    path = Path(kept(recorded(ticks=10), tmp_path))
+    document = json.loads(path.read_text())
+    one = document["answers"]["cutover_requests_total"][0]["data"]["result"][3]
+    for at, name in enumerate(("time", "value")):
+        if name in change:
+            one["values"][1][at] = change.pop(name)
+            said = f"cutover_requests_total, series {json.dumps(one['metric'])}: ValueError: {said}"
+    path.write_text(json.dumps({**document, **change}))
+    assert said in backtest("--samples", str(path), code=1)
 
 
 def test_a_manifest_that_can_never_work_is_refused(tmp_path: Path, backtest: Any) -> None:

@@ -133,6 +133,34 @@ def test_explain_goes_through(cluster: Cluster) -> None:
     assert "no step has begun" in call("explain", "v7")[1]
 
 
+@pytest.mark.parametrize(
+    "words", [["explain", "v7"], ["get", "rollout", "v7"], ["status", "v7"], ["report", "v7"]]
+)
+def test_a_status_of_a_newer_operator_that_cannot_be_read_is_named(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    cluster.set(phase="Pondering")
+    assert main(words) == 1
+    text = capsys.readouterr().err
+    assert (
+        "status.phase of v7 is 'Pondering': it was written by a newer operator; update kubectl-cutover"
+        in text
+    )
+    assert main(["get", "rollout"]) == 0
+    assert "Pondering" in capsys.readouterr().out
+
+
+def test_a_spec_that_cannot_be_read_is_named(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "v7"]) == 1
+    text = capsys.readouterr().err
+    assert "the spec of v7 is not one this version knows: spec.candidate: the field is required" in text
+    rollout = cluster.objects[ROLLOUTS]
+    rollout["spec"]["steps"] = "x"
+    cluster.put(**{ROLLOUTS: rollout})
+    assert main(["explain", "v7"]) == 1
+    assert "spec.steps of v7 is 'x', not a list of steps" in capsys.readouterr().err
+
+
 def test_what_kubectl_says_is_passed_on(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["get", "rollout", "other"]) == 1
     assert "NotFound" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from cutover_cli import main as program
 from cutover_cli.main import main
 from cutover_operator.port import CONFIG_MAPS, MODEL_ROLLOUTS
+from cutover_operator.rollout.wording import span
 from fakes.kubectl import ROLLOUTS, Cluster, stand_in
 from fakes.rollout_town import NAMESPACE, Behaviour, Town, finished, run_until, started
 
@@ -132,6 +133,142 @@ async def test_explain_without_the_evidence_says_so_and_shows_the_status(
     cluster.put(forbidden=[], configmaps={})
     assert main(["explain", "cut"]) == 0
     assert "ConfigMap cut-evidence is gone" in capsys.readouterr().out
+
+
+async def slow(analysis: dict[str, Any] = SLOW_LABELS) -> Town:
+    """Twenty minutes into a first step that lasts longer."""
+    return await after(60, spec={"analysis": analysis}, requests_per_second=0.3, tick_seconds=20)
+
+
+async def without_metrics(town: Town, ticks: int) -> Town:
+    town.scraping = False
+    for _ in range(ticks):
+        await town.tick()
+        await town.run_pass()
+    return town
+
+
+@pytest.mark.parametrize("action", ["rollback", "hold"])
+async def test_explain_says_when_missing_metrics_are_acted_upon(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    analysis = {**SLOW_LABELS, "onUnavailable": {"after": "20m", "action": action}}
+    town = await slow(analysis)
+    await without_metrics(town, 40)
+    since = datetime.fromisoformat((await town.status())["unavailableSince"])
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    left = since + timedelta(minutes=20) - datetime.fromtimestamp(town.now, UTC)
+    line = next(line for line in text.splitlines() if line.startswith("Metrics away since"))
+    assert f"{since:%H:%M} UTC" in line
+    assert f"{action} at {since + timedelta(minutes=20):%H:%M} UTC (in {span(left.total_seconds())})" in line
+    assert "Not before" not in text
+    assert "Next decision expected" not in text
+    assert ("nothing is decided until the metrics are back" in text) == (action == "hold")
+    told = town.now + left.total_seconds()
+    for _ in range(60):
+        if "finish" not in await town.status():
+            await without_metrics(town, 1)
+    status = await town.status()
+    assert ("finish" in status) == (action == "rollback")
+    if action == "rollback":
+        assert abs(datetime.fromisoformat(status["finishedAt"]).timestamp() - told) <= 20
+
+
+async def test_explain_of_a_promoted_rollout_tells_its_end_from_what_is_now(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await started()
+    await run_until(town, finished)
+    await seen(town, folder, monkeypatch)
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert "it answers all requests, and its rollback gates stay on watch" in text
+    assert "gate errorrate: pass: errors" in text[text.index("Now:") :]
+    await without_metrics(town, 40)
+    cluster = await seen(town, folder, monkeypatch)
+    rollout = cluster.objects[ROLLOUTS]
+    rollout["spec"]["request"] = {"id": "r-1", "action": "abort"}
+    cluster.put(**{ROLLOUTS: rollout})
+    assert main(["explain", "cut"]) == 0
+    before, now = capsys.readouterr().out.split("Now:")
+    assert f"Why: {rollout['status']['steps'][-1]['message']}" in before
+    assert "MetricsUnavailable" not in before
+    assert "on watch" not in before
+    since = datetime.fromisoformat(rollout["status"]["unavailableSince"])
+    assert f"the rollback gates are blind since {since:%H:%M} UTC" in now
+    assert "request r-1 (abort) has not been seen by the operator yet" in now
+
+
+async def test_explain_of_a_rollback_tells_its_reason_and_not_a_later_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await started(candidate=Behaviour(accuracy=0.75))
+    await run_until(town, finished)
+    cluster = await seen(town, folder, monkeypatch)
+    cluster.set(reason="RequestRefused", message="skip makes no sense")
+    assert main(["explain", "cut"]) == 0
+    before, now = capsys.readouterr().out.split("Now:")
+    assert "Why: AccuracyBelowLimit: " in before
+    assert "RequestRefused: skip makes no sense" in now
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+async def test_explain_notices_an_operator_that_does_not_look(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], promoted: bool
+) -> None:
+    town = await (started() if promoted else slow())
+    if promoted:
+        await run_until(town, finished)
+
+    async def told(later: float) -> str:
+        town.now += later
+        await seen(town, folder, monkeypatch)
+        assert main(["explain", "cut"]) == 0
+        return capsys.readouterr().out
+
+    assert "see whether the operator runs" not in await told(600)
+    text = await told(3 * 86_400)
+    assert (
+        "the evidence was kept last 3d ago, though that is due every 5m: see whether the operator runs"
+        in text
+    )
+    if not promoted:
+        assert "When the next decision comes cannot be told: the evidence was kept last 3d ago" in text
+        assert "Next decision expected" not in text
+
+
+async def test_evidence_that_stands_still_while_metrics_are_away_is_no_absence_of_the_operator(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await slow()
+    maps = {o["metadata"]["name"]: o for o in town.kube.all(CONFIG_MAPS, NAMESPACE)}
+    kept = maps["cut-evidence"]
+    await without_metrics(town, 80)
+    cluster = await seen(town, folder, monkeypatch)
+    cluster.put(configmaps={**cluster.objects["configmaps"], "cut-evidence": kept})
+    assert main(["explain", "cut"]) == 0
+    text = capsys.readouterr().out
+    assert "Metrics away since" in text
+    assert "the evidence was kept last" not in text
+
+
+async def test_explain_notices_a_spec_nobody_acted_on_and_a_deletion(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = await slow()
+    cluster = await seen(town, folder, monkeypatch)
+    rollout = cluster.objects[ROLLOUTS]
+    for change, said in (
+        ({"generation": 9}, "metadata.generation is 9, the operator has acted on 1"),
+        ({"deletionTimestamp": "2030-03-17T18:00:00Z"}, "it is being deleted"),
+    ):
+        cluster.put(**{ROLLOUTS: {**rollout, "metadata": {**rollout["metadata"], **change}}})
+        assert main(["explain", "cut"]) == 0
+        text = capsys.readouterr().out
+        assert f"  - {said}" in text
+        assert f"When the next decision comes cannot be told: {said}" in text
 
 
 async def test_report_prints_what_the_operator_wrote(

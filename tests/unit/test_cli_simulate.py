@@ -62,6 +62,23 @@ def test_the_same_seed_gives_the_same_answer(capsys: pytest.CaptureFixture[str])
     assert one == two != other
 
 
+def test_an_undecided_run_takes_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the limit: nearly all runs are undecided, so neither half of them nor nine of ten are decided in time."""
+    text = simulated(capsys, "--accuracy", "0.90", *QUICK, "--runs", "40")
+    assert 0 < float(row(text, "undecided").split()[1]) < 100
+    assert row(text, "time to the decision, median").split()[-2:] == [">", "14d"]
+    assert row(text, "  nine of ten within").split()[-2:] == [">", "14d"]
+    entered, *times = row(text, "weight 50%").split()[2:]
+    assert 0 < int(entered) < 40
+    assert times == ["%", ">", "14d", ">", "14d", "-"]
+    lines = simulated(
+        capsys, "--accuracy", "0.90", "0.8", "0.97", "0.98", *QUICK, "--runs", "40"
+    ).splitlines()
+    times_of = {line.split()[0]: line for line in lines if re.match(r"0\.\d", line)}
+    assert times_of["0.9"].count("> 14d") == 2
+    assert times_of["0.97"].count("> 14d") == 0
+
+
 def test_many_candidates_have_a_line_each_and_a_power_curve(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,12 +113,35 @@ def test_slow_answers_stop_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "latency" in row(text, "stopped by")
 
 
+def test_deadlines_that_roll_back_and_what_decides_nothing_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        {"shadow": 100, "minDuration": "1d", "deadline": "2d", "onDeadline": "rollback"},
+        {"weight": 100, "minDuration": "1d"},
+    ]
+    words = ["simulate", "--accuracy", "0.9", *QUICK, "-f"]
+    assert main([*words, manifest(tmp_path, steps=steps, freeze=True), "--label-rate", "0"]) == 0
+    text = capsys.readouterr().out
+    assert row(text, "stopped by").split()[2:] == ["deadline", "100", "%"]
+    head = text.split("\n\n", maxsplit=1)[0]
+    assert "Note: spec.freeze is set and ignored here." in head
+    assert "Note: no answer is labelled (--label-rate 0), so nothing can prove accuracy-damagetype." in head
+    assert main([*words, manifest(tmp_path)]) == 0
+    assert "Note:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--accuracy", "93"], "not a share between 0 and 1"),
         (["--accuracy", "0.9", "--rps", "0"], "not greater than 0"),
         (["--accuracy", "0.9", "--runs", "0"], "not between 1 and 10000"),
+        (["--accuracy", "0.9", "--runs", "inf"], "inf is not between 1 and 10000"),
+        (["--accuracy", "0.9", "--runs", "nan"], "nan is not between 1 and 10000"),
+        (["--accuracy", "0.9", "--runs", "2.9"], "a whole number"),
+        (["--accuracy", "0.9", "--seed", "-1"], "'-1' is not a whole number of 0 or more"),
+        (["--accuracy", "0.9", "--rps", "1e16"], "are more than 1e+06"),
         ([], "--accuracy"),
     ],
 )
@@ -227,6 +267,8 @@ def test_a_curve_that_cannot_be_is_refused(text: str, said: str) -> None:
     ("changes", "words", "said"),
     [
         ({}, ["--discordance", "0.1"], "--discordance would change nothing"),
+        ({}, ["--tick", "3d", "--horizon", "2d"], "--tick 3d is longer than --horizon 2d"),
+        ({"gates": [{"metric": "accuracy", "limit": 0.9}]}, ["--cost", "1"], "--cost 1 would change nothing"),
         ({}, ["--auroc", "0.8"], "leave --auroc and --confidence-curve out"),
         (AUTO, [], "with --auroc or --confidence-curve"),
         ({"fallback": {"confidence": 0.87}}, ["--auroc", "0.8"], "try 0.85 and 0.9"),

@@ -23,7 +23,7 @@ from cutover_operator.simulation import (
 )
 from cutover_operator.simulation.arrivals import Arrivals
 from cutover_operator.simulation.books import NO_STEP, Books, Col
-from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK
+from cutover_operator.simulation.outcome import PROMOTED, ROLLED_BACK, quantile
 from cutover_operator.simulation.scenario import after_half, level
 from cutover_operator.simulation.walk import Look
 from fakes.rollout_town import rollout_spec
@@ -80,6 +80,15 @@ def test_nothing_is_decided_without_labels() -> None:
     assert o.summary().undecided == 1.0
     assert o.summary().median_hours is None
     assert np.isinf(o.step_hours[1]).all()
+
+
+def test_quantiles_count_what_never_came() -> None:
+    values = np.array([1.0, 2.0, 3.0, np.inf, np.inf])
+    assert quantile(values, 0.5) == 3.0
+    assert quantile(values, 0.25) == 2.0
+    assert quantile(values, 0.6) is None
+    assert quantile(values[:3], 0.9) == pytest.approx(2.8)
+    assert quantile(values[:0], 0.5) is None
 
 
 def test_late_samples_only_delay() -> None:

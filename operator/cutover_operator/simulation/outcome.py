@@ -14,7 +14,7 @@ UNDECIDED, PROMOTED, ROLLED_BACK = 0, 1, -1
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Chances and typical numbers; hours are None when no run got there."""
+    """Chances and typical numbers. Hours are None where they lie beyond the horizon."""
 
     runs: int
     promoted: float
@@ -26,16 +26,16 @@ class Summary:
     standard_error: float
     """Of the chances, at most."""
     median_hours: float | None
-    """To a decision, of the runs that decided."""
+    """To a decision, of all runs: one that is undecided takes for ever."""
     slowest_hours: float | None
-    """Nine runs of ten that decided did so within it."""
+    """Nine runs of ten are decided within it."""
     median_labels: float
     median_requests: float
     """Answers the candidate gave."""
     median_bad_answers: float
     """Errors and wrong answers it gave to somebody."""
     step_hours: tuple[float | None, ...]
-    """Median hour at which each step was entered."""
+    """Median hour at which each step was entered, of the runs that `reach` it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,17 @@ class Outcome:
         """Share of all runs that this gate stopped."""
         return float((self.stopped_at == self.stopped_by.index(name)).mean()) if self.runs else 0.0
 
+    @property
+    def stopped_by_deadline(self) -> float:
+        """Share of all runs that the deadline of a step rolled back."""
+        return float(((self.finish == ROLLED_BACK) & (self.stopped_at < 0)).mean()) if self.runs else 0.0
+
+    def reach(self, step: int) -> NDArray[np.bool_]:
+        """The runs that entered a step or may still do so: those that ended before never will."""
+        return np.asarray(np.isfinite(self.step_hours[step]) | (self.finish == UNDECIDED))
+
     def summary(self) -> Summary:
-        decided = self.decided_hours[self.finish != UNDECIDED]
+        decided = np.where(self.finish == UNDECIDED, np.inf, self.decided_hours)
         p = np.asarray([self.share(f) for f in (PROMOTED, ROLLED_BACK, UNDECIDED)])
         return Summary(
             runs=self.runs,
@@ -91,15 +100,19 @@ class Outcome:
             undecided=float(p[2]),
             served_all=self.served_all,
             standard_error=float(np.sqrt((p * (1 - p)).max() / self.runs)),
-            median_hours=float(np.median(decided)) if len(decided) else None,
-            slowest_hours=float(np.quantile(decided, 0.9)) if len(decided) else None,
+            median_hours=quantile(decided, 0.5),
+            slowest_hours=quantile(decided, 0.9),
             median_labels=float(np.median(self.labels)),
             median_requests=float(np.median(self.requests)),
             median_bad_answers=float(np.median(self.bad_answers)),
-            step_hours=tuple(_median(row) for row in self.step_hours),
+            step_hours=tuple(quantile(row[self.reach(at)], 0.5) for at, row in enumerate(self.step_hours)),
         )
 
 
-def _median(hours: Floats) -> float | None:
-    there = hours[np.isfinite(hours)]
-    return float(np.median(there)) if len(there) else None
+def quantile(values: Floats, share: float) -> float | None:
+    """As numpy's, where infinity is what never came: None once such a value is needed for it, or without any."""
+    if not len(values):
+        return None
+    low, high = (float(np.quantile(values, share, method=side)) for side in ("lower", "higher"))
+    part = share * (len(values) - 1) % 1
+    return low + (high - low) * part if np.isfinite(high) else None
