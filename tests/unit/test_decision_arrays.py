@@ -22,14 +22,13 @@ from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
     Judged,
-    Labels,
     Segments,
-    judge_accuracy,
     judge_cost,
     judge_satisfaction,
     judge_share,
     odd_share,
 )
+from cutover_operator.rollout.label_tests import Labels, judge_accuracy
 from cutover_operator.rollout.moves import Move, choose, incident_lasts
 
 COUNT = st.integers(0, 400)

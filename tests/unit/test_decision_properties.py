@@ -22,15 +22,14 @@ from cutover_operator.rollout.betting import Purse
 from cutover_operator.rollout.gate_tests import (
     Code,
     Counts,
-    Labels,
     Segments,
-    judge_accuracy,
     judge_satisfaction,
     judge_share,
     log_level,
     ratio_violation,
 )
 from cutover_operator.rollout.gates import named_gates
+from cutover_operator.rollout.label_tests import Labels, judge_accuracy
 from cutover_operator.rollout.pairs import Pairs
 from cutover_operator.rollout.risk import epoch_due, spent
 from cutover_operator.rollout.strata import Cohort

@@ -25,14 +25,9 @@ from cutover_operator.rollout.cohorts import (
     strata_wealth,
 )
 from cutover_operator.rollout.counts import label_counts
-from cutover_operator.rollout.gate_tests import (
-    Judged,
-    Labels,
-    LabelStretches,
-    judge_accuracy,
-    judge_accuracy_bets,
-)
+from cutover_operator.rollout.gate_tests import Judged
 from cutover_operator.rollout.gates import NamedGate
+from cutover_operator.rollout.label_tests import Labels, LabelStretches, judge_accuracy, judge_accuracy_bets
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutover_operator.evidence.ledger import MARKS_KEPT
-from cutover_operator.rollout.gate_tests import Counts, Labels, LabelStretches, Segments
+from cutover_operator.rollout.gate_tests import Counts, Segments
+from cutover_operator.rollout.label_tests import Labels, LabelStretches
 from cutover_operator.rollout.stretches import NO_STEP, pooled, stretches
 
 Floats = NDArray[np.float64]

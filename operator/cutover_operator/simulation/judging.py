@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cutover.api.base import to_seconds
 from cutover.api.modelrollout import ModelRolloutSpec
-from cutover_operator.rollout import gate_tests
+from cutover_operator.rollout import gate_tests, label_tests
 from cutover_operator.rollout.accuracy import by_stratum, has_pairs, pass_alpha
-from cutover_operator.rollout.gate_tests import Counts, Judged, Labels, Segments
+from cutover_operator.rollout.gate_tests import Counts, Judged, Segments
 from cutover_operator.rollout.gates import (
     DEFAULT_RATIO_MARGIN,
     EXCUSABLE,
@@ -25,6 +25,7 @@ from cutover_operator.rollout.gates import (
     advance_names,
     named_gates,
 )
+from cutover_operator.rollout.label_tests import Labels
 from cutover_operator.rollout.risk import spent
 from cutover_operator.rollout.verdict import certified_accuracy, certified_share
 from cutover_operator.simulation.books import Books, Col, Floats, Ints, Mask
@@ -196,7 +197,7 @@ def _judge_accuracy(
             for one in np.unique(floor):
                 here = floor == one
                 log_pass[here] = hours.wealth(Bet(False, float(one), 1), books, who[here])
-        return gate_tests.judge_accuracy_bets(
+        return label_tests.judge_accuracy_bets(
             Labels(drawn - missing, np.zeros_like(drawn), missing),
             value=value,
             limit=limit,
@@ -209,7 +210,7 @@ def _judge_accuracy(
         )
     paired = hours is not None and margin is not None and has_pairs(spec)
     total = books.labels(who)
-    found = gate_tests.judge_accuracy(
+    found = label_tests.judge_accuracy(
         total,
         books.label_epochs(who),
         books.k_of(who, fresh=False),
@@ -224,7 +225,7 @@ def _judge_accuracy(
     )
     if hours is None or margin is None or not paired:
         return found
-    return gate_tests.judge_accuracy_bets(
+    return label_tests.judge_accuracy_bets(
         total,
         value=found.value,
         limit=limit,

@@ -11,15 +11,8 @@ from bench.decisions.report import Report, share
 from cutover_operator.rollout import pairs, strata
 from cutover_operator.rollout.betting import Purse
 from cutover_operator.rollout.evalue import Side, divergence
-from cutover_operator.rollout.gate_tests import (
-    Code,
-    Counts,
-    Judged,
-    Labels,
-    Segments,
-    judge_accuracy,
-    judge_share,
-)
+from cutover_operator.rollout.gate_tests import Code, Counts, Judged, Segments, judge_share
+from cutover_operator.rollout.label_tests import Labels, judge_accuracy
 from cutover_operator.rollout.pairs import Pairs
 from cutover_operator.rollout.reviewers import RISK_PART, Noise, floor_on_labels, measured
 from cutover_operator.rollout.selective import choose_threshold
