@@ -1,20 +1,29 @@
 """Ports of this machine that nobody listens on, outside the range that outgoing connections are given (32768 and up on
-Linux): one that is free now is not taken by some caller before its server binds it."""
+Linux): one that is free now is not taken by some caller before its server binds it, nor by another test."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
+from collections import deque
 
-_PORTS = range(20000, 30000, 2)
-"""Below a cluster's NodePorts, too."""
-_chance = random.SystemRandom()
-"""Tests run side by side, some of them with the same seed."""
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS = deque(range(20000, 30000, 2)[_WORKER::_WORKERS])
+"""Below a cluster's NodePorts, too; of those that run side by side each has its own. The longest unused comes next: many
+are asked for before the first is bound."""
+random.SystemRandom().shuffle(_PORTS)
+
+
+def _next() -> int:
+    _PORTS.rotate(-1)
+    return _PORTS[-1]
 
 
 def free_port() -> int:
-    for port in _chance.sample(_PORTS, 200):
+    for port in (_next() for _ in range(200)):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise OSError("no free port")
@@ -22,7 +31,7 @@ def free_port() -> int:
 
 def two_in_a_row() -> int:
     """The lower of two neighbours."""
-    for port in _chance.sample(_PORTS, 200):
+    for port in (_next() for _ in range(200)):
         with (
             contextlib.suppress(OSError),
             socket.create_server(("", port)),

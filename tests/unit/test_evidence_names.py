@@ -14,7 +14,7 @@ from cutover_operator.evidence.prometheus import samples_of
 from cutover_operator.evidence.samples import Answer, Series, merged
 
 OWN = {"rollout": "r", "arm": "candidate", "version": "v", "gateway": "g"}
-WANTED = Wanted("r", "v", (2.0,), 0.01)
+WANTED = Wanted("r", "v", (2.0,), (0.01,))
 METRICS = {REQUESTS: REQUESTS, COST: COST, f"{DURATION}_bucket": DURATION}
 
 

@@ -112,7 +112,7 @@ def fold(ledger: Ledger, answers: Mapping[str, Answer], wanted: Wanted) -> Ledge
     if SATISFACTION in answers:
         names = ("rollout", "arm", "version", "score")
         folding.highest(
-            SATISFACTION, folding.own(answers[SATISFACTION].of(rollout)), names, "satisfaction", (1, 3)
+            SATISFACTION, folding.of_version(answers[SATISFACTION].of(rollout)), names, "satisfaction", (1, 3)
         )
     for gate, bad, total in wanted.custom:
         read_before = own_counters(gate, bad, total) in ledger.own_read
@@ -151,10 +151,13 @@ class _Folding:
         self.resets, self.refused = ledger.resets, ledger.refused
 
     def own(self, series: Iterable[Series], arm: str = "") -> list[Series]:
-        """Series of the control, and of the candidate in the version the evidence is about."""
+        """Counters of the control, and of the candidate in the version the evidence is about."""
+        return self.of_version(merged(series), arm)
+
+    def of_version(self, series: Iterable[Series], arm: str = "") -> list[Series]:
         return [
             s
-            for s in merged(series)
+            for s in series
             if (arm or s.label("arm")) != "candidate" or s.label("version") == self.wanted.version
         ]
 
@@ -248,13 +251,13 @@ class _Folding:
         """The totals of matured labels: all of them as sums, those that bets are made on by the hour, too."""
         wanted = self.wanted
 
-        def of(metric: str) -> list[Series]:
-            return merged(answers[metric].of(wanted.rollout)) if metric in answers else []
+        def of(metric: str) -> Sequence[Series]:
+            return answers[metric].of(wanted.rollout) if metric in answers else ()
 
         def mine(metric: str) -> list[Series]:
             return [s for s in of(metric) if s.label("version") == wanted.version]
 
-        labelled = self.own(of(LABELS_MATURED))
+        labelled = self.of_version(of(LABELS_MATURED))
         names: tuple[str, ...] = ("rollout", "arm", "version", "field", "stratum", "result")
         for arm in ("candidate", "control"):
             rows = [s for s in labelled if s.label("arm") == arm]
@@ -274,7 +277,7 @@ class _Folding:
         names = ("rollout", "version", "field", "bin", "result")
         sure = [s for s in mine(LABEL_CONFIDENCE) if s.label("field") in wanted.sure_fields]
         self.highest(LABEL_CONFIDENCE, sure, names, "sure", (2, 3, 4))
-        for one in mine(CONFIDENCE):
+        for one in merged(mine(CONFIDENCE)):
             self.count(CONFIDENCE, one, f"confidence/{one.label('bin')}")
 
     def highest(
