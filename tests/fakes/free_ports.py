@@ -4,16 +4,12 @@ Linux): one that is free now is not taken by some caller before its server binds
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 from collections import deque
 
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_PORTS = deque(range(20000, 30000, 2)[_WORKER::_WORKERS])
-"""Below a cluster's NodePorts, too; of those that run side by side each has its own. The longest unused comes next: many
-are asked for before the first is bound."""
+_PORTS = deque(range(20000, 30000, 2))
+"""Below a cluster's NodePorts, too. The longest unused comes next: many are asked for before the first is bound."""
 random.SystemRandom().shuffle(_PORTS)
 
 
