@@ -13,7 +13,7 @@ from cutover_cli.manifest import ignored, read_manifest
 from cutover_cli.simulation_view import picture, view
 from cutover_cli.sureness import CurveError, from_curve
 from cutover_cli.worlds import Assumptions, Unlikely, check, horizon_of, label_rate_of, tell, tick_of
-from cutover_operator.rollout.gates import cost_limit
+from cutover_operator.rollout.gates import cost_limits
 from cutover_operator.simulation import Sureness
 
 
@@ -27,7 +27,7 @@ def run_simulate(options: argparse.Namespace, words: Sequence[str], out: TextIO)
     # A person who stops a rollout where it stands would leave every simulated one undecided.
     spec = manifest.spec.model_copy(update={"freeze": False, "hold": False})
     horizon = options.horizon or horizon_of(spec)
-    limit = cost_limit(spec)
+    limit = min(cost_limits(spec), default=None)
     if options.cost is not None and limit is None:
         raise Unlikely(
             f"--cost {options.cost:g} would change nothing: the manifest has no cost gate; leave it out, or add one"

@@ -205,11 +205,6 @@ def edges(spec: ModelRolloutSpec) -> tuple[float, ...]:
     return tuple(sorted(limits))
 
 
-def cost_limit(spec: ModelRolloutSpec) -> float | None:
-    """The lowest cost limit."""
-    return min((g.limit for g in spec.gates if g.metric == "cost" and g.limit is not None), default=None)
-
-
 @_once_per_spec
 def cost_limits(spec: ModelRolloutSpec) -> tuple[float, ...]:
     """The limits that bets on costs are made against."""
